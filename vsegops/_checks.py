@@ -1,0 +1,66 @@
+"""Argument checks: every error names the argument, what was expected and what came."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+def describe(value: Any) -> str:
+    """A tensor as shape, dtype and device; anything else as its type and value."""
+    if isinstance(value, Tensor):
+        shape = ", ".join(str(size) for size in value.shape)
+        return f"a [{shape}] {value.dtype} tensor on {value.device}"
+    return f"{type(value).__name__} {value!r}"
+
+
+def error(name: str, expected: str, came: Any) -> ValueError:
+    """The exception for an argument that is not what was expected."""
+    return ValueError(f"{name}: expected {expected}, got {describe(came)}")
+
+
+def check_tensor(
+    name: str,
+    value: Any,
+    shape: Sequence[int | str],
+    *,
+    like: Tensor | None = None,
+    dtypes: Sequence[torch.dtype] = FLOATING,
+) -> None:
+    """Check type, rank, sizes, dtype and device of one tensor argument.
+
+    Args:
+        shape: for each dimension its size, or a letter where any size will do.
+        like: a tensor on whose device `value` has to be.
+        dtypes: the dtypes that will do.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {describe(value)}")
+    fits = value.dim() == len(shape) and all(
+        isinstance(expected, str) or size == expected
+        for expected, size in zip(shape, value.shape, strict=True)
+    )
+    if not fits:
+        raise error(name, f"a [{', '.join(str(size) for size in shape)}] tensor", value)
+    if value.dtype not in dtypes:
+        raise error(name, f"dtype {' or '.join(str(dtype) for dtype in dtypes)}", value)
+    if value.layout != torch.strided:
+        raise error(name, "a dense (strided) tensor", value.layout)
+    if like is not None and value.device != like.device:
+        raise error(name, f"a tensor on {like.device}", value)
+
+
+def check_option(name: str, value: Any, options: Sequence[str]) -> None:
+    """Check an option that is one of a few words."""
+    if value not in options:
+        raise error(name, " or ".join(repr(option) for option in options), value)
+
+
+def check_bool(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise error(name, "True or False", value)

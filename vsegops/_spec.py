@@ -1,0 +1,146 @@
+"""What a family tells the tests and the benchmarks about its operators.
+
+`vsegops.ops.<family>.spec.OPERATORS` holds one `OperatorSpec` for each public operator. The
+contract test and `bench/` read nothing else, so that a new family is tested and measured the
+moment it exists.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._register import undispatched
+from .ops import families
+
+#: Relative error of one rounding to the dtype (half a unit in the last place).
+ROUNDING = {
+    torch.float64: 2.0**-53,
+    torch.float32: 2.0**-24,
+    torch.float16: 2.0**-11,
+    torch.bfloat16: 2.0**-8,
+}
+
+
+class Maker:
+    """Makes the tensors of a case: device, dtype, layout and randomness are decided here.
+
+    The values depend on the seed and the sizes only: they are drawn in float64 and then rounded.
+    """
+
+    def __init__(
+        self,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        flow_dtype: torch.dtype | None = None,
+        channels_last: bool = False,
+        seed: int = 0,
+    ) -> None:
+        self.device = torch.device(device)
+        self.dtype = dtype
+        self.flow_dtype = flow_dtype or dtype
+        self.channels_last = channels_last
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def features(self, *shape: int) -> Tensor:
+        """Standard normal, in the maker's layout where there are four dimensions."""
+        return self._place(self._normal(shape), self.dtype)
+
+    def unit(self, *shape: int) -> Tensor:
+        """Uniform in [0, 1): gates, attention."""
+        values = torch.rand(shape, generator=self._generator, dtype=torch.float64)
+        return self._place(values, self.dtype)
+
+    def flow(self, n: int, h: int, w: int, magnitude: float = 3.0) -> Tensor:
+        """[n, 2, h, w], each component normal with deviation `magnitude`."""
+        return self._place(magnitude * self._normal((n, 2, h, w)), self.flow_dtype)
+
+    def _normal(self, shape: Sequence[int]) -> Tensor:
+        return torch.randn(tuple(shape), generator=self._generator, dtype=torch.float64)
+
+    def _place(self, values: Tensor, dtype: torch.dtype) -> Tensor:
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        values = values.to(dtype)
+        if values.dim() == 4:
+            values = values.contiguous(memory_format=layout)
+        return values.to(self.device)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call: `make(maker)` gives the operator's arguments by name (tensors and options)."""
+
+    name: str
+    make: Callable[[Maker], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A call that has to raise: the case's arguments after `change`, naming `argument`."""
+
+    argument: str
+    change: Callable[[dict[str, Any]], dict[str, Any]]
+    error: type[Exception] = ValueError
+
+
+@dataclass(frozen=True)
+class OperatorSpec:
+    """One public operator.
+
+    Attributes:
+        name: its name in `vsegops`, and in the dispatcher.
+        function: the public function.
+        cases: calls that the contract test makes, of awkward sizes, every option among them.
+        benchmarks: calls that are measured: the papers' shapes.
+        eager: what one writes without this library; same arguments as `function`. The benchmark's
+            baseline (also compiled), and it has to agree with the operator.
+        bytes_moved: `(arguments, "forward" | "backward") -> the fewest bytes that must move`: each
+            input read once, each output written once.
+        operations: likewise the floating point operations to be done.
+        differentiable: names of the tensor arguments that get a gradient.
+        refused: bad calls beyond what the contract test derives from the signature.
+        roundings: a float16 or bfloat16 output may differ by so many roundings.
+        float32_error: largest error over largest truth, (forward, backward).
+        flips: share of outputs that may differ, where a rounding may flip a choice (floor, argmax).
+    """
+
+    name: str
+    function: Callable[..., Any]
+    cases: Sequence[Case]
+    benchmarks: Sequence[Case]
+    eager: Callable[..., Any]
+    bytes_moved: Callable[[Mapping[str, Any], str], int]
+    operations: Callable[[Mapping[str, Any], str], int]
+    differentiable: Sequence[str]
+    refused: Sequence[Refused] = ()
+    roundings: int = 1
+    float32_error: tuple[float, float] = (2e-6, 2e-5)
+    flips: float = 0.0
+
+    def truth(self, arguments: Mapping[str, Any]) -> Any:
+        """The result in float64, by the reference outside the dispatcher: differentiable."""
+        exact = {
+            name: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x
+            for name, x in arguments.items()
+        }
+        with undispatched():
+            return self.function(**exact)
+
+
+def specs() -> list[OperatorSpec]:
+    """The operators of every family."""
+    found: list[OperatorSpec] = []
+    for family in families():
+        found.extend(importlib.import_module(f"vsegops.ops.{family}.spec").OPERATORS)
+    return found
+
+
+def tensor_bytes(*tensors: Tensor | None) -> int:
+    """Bytes of the elements of some tensors."""
+    return sum(x.numel() * x.element_size() for x in tensors if x is not None)
