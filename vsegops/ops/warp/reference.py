@@ -25,15 +25,19 @@ class Options(NamedTuple):
     padding_mode: str
 
 
-class _Tap(NamedTuple):
-    """A pixel that a position touches along one axis: index, weight, and d weight / d flow."""
+class _AxisTap(NamedTuple):
+    """A pixel that a position touches along one axis: index, weight, and d weight / d flow.
+
+    Outside, weight and slope are 0 and the index is that of some pixel inside.
+    """
 
     index: Tensor
+    inside: Tensor
     weight: Tensor
     slope: Tensor
 
 
-def _axis(flow: Tensor, size: int, along: int, scale: float, options: Options) -> list[_Tap]:
+def _axis(flow: Tensor, size: int, along: int, scale: float, options: Options) -> list[_AxisTap]:
     """The taps along x (`along=-1`) or y (`along=-2`), each [N, H, W]."""
     size_out = flow.shape[along]
     if options.semantic:
@@ -63,22 +67,31 @@ def _axis(flow: Tensor, size: int, along: int, scale: float, options: Options) -
         if options.padding_mode == "border":
             inside = torch.ones_like(inside)
         index = index.detach().clamp(0, size - 1).long()
-        taps.append(_Tap(index, weight.where(inside, 0.0), d_weight.where(inside, 0.0)))
+        taps.append(_AxisTap(index, inside, weight.where(inside, 0.0), d_weight.where(inside, 0.0)))
     return taps
 
 
-def _taps(
-    input: Tensor, flow: Tensor, options: Options
-) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """The 4 taps of each output pixel (1 for nearest): flat index, weight, and its slopes."""
+class _Tap(NamedTuple):
+    """A pixel that a position touches, each [N, H, W]: flat index, weight, and its slopes."""
+
+    index: Tensor
+    inside: Tensor
+    weight: Tensor
+    slope_x: Tensor
+    slope_y: Tensor
+
+
+def _taps(input: Tensor, flow: Tensor, options: Options) -> Iterator[_Tap]:
+    """The 4 taps of each output pixel, or the 1 of nearest."""
     h, w = input.shape[2:]
     columns = _axis(flow[:, 0], w, -1, options.scale_x, options)
     rows = _axis(flow[:, 1], h, -2, options.scale_y, options)
     dtype = _compute_dtype(input)
     for y in rows:
         for x in columns:
-            yield (
+            yield _Tap(
                 y.index * w + x.index,
+                y.inside & x.inside,
                 y.weight.to(dtype) * x.weight.to(dtype),
                 (y.weight * x.slope).to(dtype),
                 (y.slope * x.weight).to(dtype),
@@ -100,9 +113,9 @@ def _sample(input: Tensor, flow: Tensor, options: Options) -> Tensor:
     """A(input), not yet rounded to the input's dtype."""
     source = input.to(_compute_dtype(input))
     out = source.new_zeros(*input.shape[:2], *flow.shape[2:])
-    for index, weight, _, _ in _taps(input, flow, options):
-        weight = weight.unsqueeze(1)
-        out = out + torch.where(weight == 0, 0.0, weight * _gather(source, index))
+    for tap in _taps(input, flow, options):
+        value = _gather(source, tap.index).where(tap.inside.unsqueeze(1), 0.0)
+        out = out + tap.weight.unsqueeze(1) * value
     return out
 
 
@@ -140,12 +153,12 @@ def flow_warp_backward(
     d_input = source.new_zeros(n, c, h * w)
     d_x = grad.new_zeros(n, *flow.shape[2:])
     d_y = torch.zeros_like(d_x)
-    for index, weight, slope_x, slope_y in _taps(input, flow, Options(*options)):  # type: ignore[arg-type]
-        flat = index.flatten(1).unsqueeze(1).expand(n, c, -1)
-        d_input.scatter_add_(2, flat, (grad * weight.unsqueeze(1)).flatten(2))
-        product = (grad * _gather(source, index)).sum(1)
-        d_x += product * slope_x
-        d_y += product * slope_y
+    for tap in _taps(input, flow, Options(*options)):  # type: ignore[arg-type]
+        index = tap.index.flatten(1).unsqueeze(1).expand(n, c, -1)
+        d_input.scatter_add_(2, index, (grad * tap.weight.unsqueeze(1)).flatten(2))
+        product = (grad * _gather(source, tap.index)).sum(1)
+        d_x += product * tap.slope_x
+        d_y += product * tap.slope_y
     return (
         _as(d_input.view(n, c, h, w), input) if wanted & INPUT else skipped(input),
         torch.stack((d_x, d_y), 1).to(flow.dtype) if wanted & FLOW else skipped(flow),

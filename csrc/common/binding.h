@@ -1,0 +1,119 @@
+// Between the dispatcher and the kernels: tensors in, pointers, sizes and strides out.
+//
+// Bound through LibTorch's stable ABI, so that one build serves PyTorch 2.11 and later. The same
+// operator code is compiled for the CPU (cpu.cpp) and for CUDA (cuda.cu): the two differ in the
+// kernels that it calls and in the dispatcher key that it is registered for.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/MemoryFormat.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <cstdint>
+#include <optional>
+
+// The namespace and dispatcher key that kernels are registered for: the compiler of CUDA sources
+// and the tests' own builds say otherwise.
+#ifndef VSEGOPS_NAMESPACE
+#define VSEGOPS_NAMESPACE vsegops
+#endif
+#ifndef VSEGOPS_KEY
+#if defined(__CUDACC__)
+#define VSEGOPS_KEY CUDA
+#else
+#define VSEGOPS_KEY CPU
+#endif
+#endif
+#define VSEGOPS_LIBRARY_IMPL_(space, key, m) STABLE_TORCH_LIBRARY_IMPL(space, key, m)
+#define VSEGOPS_LIBRARY_IMPL(m) VSEGOPS_LIBRARY_IMPL_(VSEGOPS_NAMESPACE, VSEGOPS_KEY, m)
+
+namespace vsegops {
+
+using torch::headeronly::MemoryFormat;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// A [N, C, H, W] tensor as kernels see it; strides count elements.
+template <typename T>
+struct View {
+  T* data = nullptr;
+  int64_t n = 0, c = 0, h = 0, w = 0;
+  int64_t stride_n = 0, stride_c = 0, stride_h = 0, stride_w = 0;
+
+  bool channels_last() const { return stride_c == 1 && c > 1; }
+};
+
+template <typename T>
+View<T> view(const Tensor& x) {
+  return {static_cast<T*>(x.data_ptr()),
+          x.size(0), x.size(1), x.size(2), x.size(3),
+          x.stride(0), x.stride(1), x.stride(2), x.stride(3)};
+}
+
+// vsegops/_layout.py decides the same way: channels_last if dense in that order and not in the
+// contiguous one as well.
+inline MemoryFormat layout_of(const Tensor& x) {
+  if (x.is_contiguous()) return MemoryFormat::Contiguous;
+  int64_t dense = 1;
+  for (int d : {1, 3, 2, 0}) {
+    if (x.size(d) != 1 && x.stride(d) != dense) return MemoryFormat::Contiguous;
+    dense *= x.size(d);
+  }
+  return MemoryFormat::ChannelsLast;
+}
+
+inline Tensor dense(const Tensor& x, MemoryFormat layout) {
+  return torch::stable::contiguous(x, layout);
+}
+
+inline Tensor empty(const Tensor& like, std::initializer_list<int64_t> shape,
+                    MemoryFormat layout = MemoryFormat::Contiguous,
+                    std::optional<ScalarType> dtype = std::nullopt) {
+  return torch::stable::empty({shape.begin(), shape.size()}, dtype.value_or(like.scalar_type()),
+                              std::nullopt, like.device(), std::nullopt, layout);
+}
+
+// What stands for a gradient that nobody wants.
+inline Tensor skipped(const Tensor& like) { return empty(like, {0}); }
+
+template <typename T>
+struct Type {
+  using type = T;
+};
+
+// Where a call runs: the device and stream it is bound to while this lives, and its memory.
+class __attribute__((visibility("hidden"))) Context {
+ public:
+  explicit Context(const Tensor& like) : like_(like) {
+#if defined(__CUDACC__)
+    guard_.emplace(like.get_device_index());
+    TORCH_ERROR_CODE_CHECK(
+        aoti_torch_get_current_cuda_stream(like.get_device_index(), &stream_));
+#endif
+  }
+
+  // Uninitialised memory from PyTorch's allocator; it lives as long as the returned tensor.
+  template <typename T>
+  Tensor scratch(int64_t count, T** data) const {
+    const Tensor memory = empty(like_, {count * static_cast<int64_t>(sizeof(T))},
+                                MemoryFormat::Contiguous, ScalarType::Byte);
+    *data = static_cast<T*>(memory.data_ptr());
+    return memory;
+  }
+
+#if defined(__CUDACC__)
+  cudaStream_t stream() const { return static_cast<cudaStream_t>(stream_); }
+
+ private:
+  std::optional<torch::stable::accelerator::DeviceGuard> guard_;
+  void* stream_ = nullptr;
+#endif
+
+ private:
+  const Tensor& like_;
+};
+
+}  // namespace vsegops

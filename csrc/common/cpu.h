@@ -1,0 +1,227 @@
+// What CPU kernels share: vectors of the instruction set that this library is compiled for, half
+// precision, transposition, scratch memory and parallel loops.
+//
+// setup.py compiles the CPU kernels once per instruction set, each into a library of its own, and
+// the package loads the one that fits the processor. Everything here is therefore plain code for
+// one instruction set, without dispatch.
+#pragma once
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include "macros.h"
+
+namespace vsegops {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+// GCC's and Clang's vector extension: arithmetic by the usual operators.
+template <typename F>
+struct VectorOf {
+  typedef F type __attribute__((vector_size(kVectorBytes)));
+};
+template <typename F>
+using Vector = typename VectorOf<F>::type;
+
+template <typename F>
+constexpr int kLanes = kVectorBytes / sizeof(F);
+
+// ---- Storage types: how an element is kept, and the type it is computed in. ----
+
+struct Half {
+  uint16_t bits;
+};
+struct BFloat16 {
+  uint16_t bits;
+};
+
+template <typename T>
+struct Compute {
+  using type = float;
+};
+template <>
+struct Compute<double> {
+  using type = double;
+};
+template <typename T>
+using compute_t = typename Compute<T>::type;
+
+template <typename To, typename From>
+VSEGOPS_HD To bit_cast(const From& from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof(to));
+  return to;
+}
+
+VSEGOPS_HD float widen(float x) { return x; }
+VSEGOPS_HD double widen(double x) { return x; }
+VSEGOPS_HD float widen(BFloat16 x) { return bit_cast<float>(uint32_t(x.bits) << 16); }
+VSEGOPS_HD float widen(Half x) {
+#if defined(__F16C__)
+  return _cvtsh_ss(x.bits);
+#else
+  const uint32_t sign = uint32_t(x.bits & 0x8000) << 16;
+  const uint32_t rest = uint32_t(x.bits & 0x7fff) << 13;
+  // Exponents are moved by a multiplication, which handles subnormal numbers as well.
+  const float magnitude = bit_cast<float>(rest) * 0x1p112f;
+  const bool special = (x.bits & 0x7c00) == 0x7c00;  // infinity or NaN
+  return bit_cast<float>(sign | (special ? (0x7f800000u | rest) : bit_cast<uint32_t>(magnitude)));
+#endif
+}
+
+// Rounds to nearest, ties to even.
+VSEGOPS_HD void narrow(float x, float* out) { *out = x; }
+VSEGOPS_HD void narrow(double x, double* out) { *out = x; }
+VSEGOPS_HD void narrow(float x, BFloat16* out) {
+  const uint32_t bits = bit_cast<uint32_t>(x);
+  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1)) >> 16;
+  out->bits = uint16_t(x == x ? rounded : (bits >> 16) | 0x40);
+}
+VSEGOPS_HD void narrow(float x, Half* out) {
+#if defined(__F16C__)
+  out->bits = _cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT);
+#else
+  const uint32_t bits = bit_cast<uint32_t>(x);
+  const uint32_t sign = (bits >> 16) & 0x8000;
+  const uint32_t magnitude = bits & 0x7fffffff;
+  uint32_t result;
+  if (magnitude > 0x7f800000) {
+    result = 0x7e00;  // NaN
+  } else if (magnitude >= 0x477ff000) {
+    result = 0x7c00;  // rounds to infinity
+  } else if (magnitude < 0x38800000) {
+    // Subnormal: adding 1/2 moves the last bit of a half to the last bit of the float.
+    result = bit_cast<uint32_t>(bit_cast<float>(magnitude) + 0.5f) - 0x3f000000;
+  } else {
+    result = (magnitude + 0xfff + ((magnitude >> 13) & 1) - 0x38000000) >> 13;
+  }
+  out->bits = uint16_t(sign | result);
+#endif
+}
+
+// ---- Vectors of the compute type, loaded from and stored to any storage type. ----
+
+VSEGOPS_HD Vector<float> load(const float* p) {
+  Vector<float> v;
+  std::memcpy(&v, p, sizeof(v));
+  return v;
+}
+VSEGOPS_HD Vector<double> load(const double* p) {
+  Vector<double> v;
+  std::memcpy(&v, p, sizeof(v));
+  return v;
+}
+VSEGOPS_HD void store(Vector<float> v, float* p) { std::memcpy(p, &v, sizeof(v)); }
+VSEGOPS_HD void store(Vector<double> v, double* p) { std::memcpy(p, &v, sizeof(v)); }
+
+VSEGOPS_HD Vector<float> load(const Half* p) {
+#if defined(__AVX512F__)
+  return (Vector<float>)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#elif defined(__AVX2__)
+  return (Vector<float>)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#else
+  Vector<float> v;
+  for (int i = 0; i < kLanes<float>; ++i) v[i] = widen(p[i]);
+  return v;
+#endif
+}
+VSEGOPS_HD void store(Vector<float> v, Half* p) {
+#if defined(__AVX512F__)
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                      _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__AVX2__)
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                   _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
+#else
+  for (int i = 0; i < kLanes<float>; ++i) narrow(v[i], p + i);
+#endif
+}
+
+typedef uint16_t HalfBits __attribute__((vector_size(kVectorBytes / 2)));
+
+VSEGOPS_HD Vector<float> load(const BFloat16* p) {
+  HalfBits bits;
+  std::memcpy(&bits, p, sizeof(bits));
+  return (Vector<float>)(__builtin_convertvector(bits, Vector<uint32_t>) << 16);
+}
+VSEGOPS_HD void store(Vector<float> v, BFloat16* p) {
+  const Vector<uint32_t> bits = (Vector<uint32_t>)v;
+  const Vector<uint32_t> rounded = (bits + 0x7fffu + ((bits >> 16) & 1)) >> 16;
+  const Vector<uint32_t> chosen = v == v ? rounded : ((bits >> 16) | 0x40);
+  const HalfBits half = __builtin_convertvector(chosen, HalfBits);
+  std::memcpy(p, &half, sizeof(half));
+}
+
+// Past the caches, for outputs that would not stay in them; `p` has to be aligned to a vector.
+template <typename F>
+VSEGOPS_HD void stream(Vector<F> v, F* p) {
+#if defined(__AVX512F__)
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(p), (__m512i)v);
+#elif defined(__AVX2__)
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), (__m256i)v);
+#else
+  store(v, p);
+#endif
+}
+// Makes streamed stores visible to whoever reads them after the parallel loop.
+inline void stream_fence() {
+#if defined(__AVX2__)
+  _mm_sfence();
+#endif
+}
+
+template <typename F>
+VSEGOPS_HD Vector<F> broadcast(F x) {
+  return x - Vector<F>{};
+}
+
+// ---- Transposition ----
+
+template <typename F, int... I>
+VSEGOPS_HD void interleave(Vector<F> a, Vector<F> b, Vector<F>* low, Vector<F>* high,
+                           std::integer_sequence<int, I...>) {
+  constexpr int n = kLanes<F>;
+  *low = __builtin_shufflevector(a, b, ((I & 1) * n + I / 2)...);
+  *high = __builtin_shufflevector(a, b, ((I & 1) * n + n / 2 + I / 2)...);
+}
+
+// Transposes kLanes x kLanes elements held in kLanes vectors: log2(kLanes) rounds of interleaving
+// the first half of the rows with the second.
+template <typename F>
+VSEGOPS_HD void transpose(Vector<F>* rows) {
+  constexpr int n = kLanes<F>;
+  Vector<F> mixed[n];
+#pragma GCC unroll 4
+  for (int round = 1; round < n; round *= 2) {
+#pragma GCC unroll 8
+    for (int i = 0; i < n / 2; ++i) {
+      interleave<F>(rows[i], rows[i + n / 2], mixed + 2 * i, mixed + 2 * i + 1,
+                    std::make_integer_sequence<int, n>());
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < n; ++i) rows[i] = mixed[i];
+  }
+}
+
+// ---- Scratch memory: one buffer per thread and use, kept from call to call. ----
+
+template <typename T, typename Tag>
+T* thread_scratch(size_t size) {
+  thread_local std::vector<T> buffer;
+  if (buffer.size() < size) buffer.resize(size);
+  return buffer.data();
+}
+
+}  // namespace vsegops

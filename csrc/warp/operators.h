@@ -1,0 +1,160 @@
+// The warp operators: what cpu.cpp and cuda.cu register. Included by either after its kernels,
+// `forward(Forward, Context)` and `backward(Backward, Context)` of `vsegops::warp`.
+#pragma once
+
+#include <string>
+#include <tuple>
+
+#include "warp.h"
+
+namespace vsegops::warp {
+
+// Bits of `wanted`, as in vsegops/ops/warp/op.py.
+enum Gradient { kInput = 1, kFlow = 2, kCorrection = 4, kAttention = 8 };
+
+struct Options {
+  double scale_x, scale_y;
+  bool semantic, align_corners;
+  const std::string& mode;
+  const std::string& padding_mode;
+};
+
+template <typename F>
+Mapping<F> mapping(const Tensor& input, const Tensor& flow, const Options& o) {
+  const auto axis = [&](int dim, double scale) {
+    const int64_t source = input.size(dim), output = flow.size(dim);
+    if (o.semantic) scale = Axis<F>::semantic_scale(source, output, o.align_corners);
+    return Axis<F>(source, output, o.align_corners, scale);
+  };
+  STD_TORCH_CHECK(o.mode == "bilinear" || o.mode == "nearest", "mode: ", o.mode);
+  STD_TORCH_CHECK(o.padding_mode == "zeros" || o.padding_mode == "border", "padding_mode: ",
+                  o.padding_mode);
+  return {axis(3, o.scale_x), axis(2, o.scale_y), o.mode == "nearest",
+          o.padding_mode == "border" ? Padding::kBorder : Padding::kZeros};
+}
+
+// Calls `run(Type<T>, Type<F>, Type<Flow>)` for the dtypes of the features and the flow.
+template <typename Run>
+void dispatch(ScalarType features, ScalarType flow, const Run& run) {
+  const auto with_flow = [&](auto t, auto f) {
+    using T = typename decltype(t)::type;
+    if (flow == ScalarType::Float) {
+      run(t, f, Type<float>());
+    } else {
+      STD_TORCH_CHECK(flow == features, "flow: its dtype is neither the features' nor float32");
+      run(t, f, Type<T>());
+    }
+  };
+  switch (features) {
+    case ScalarType::Double: return with_flow(Type<double>(), Type<double>());
+    case ScalarType::Float: return run(Type<float>(), Type<float>(), Type<float>());
+    case ScalarType::Half: return with_flow(Type<Half>(), Type<float>());
+    case ScalarType::BFloat16: return with_flow(Type<BFloat16>(), Type<float>());
+    default: STD_TORCH_CHECK(false, "features: expected a floating dtype");
+  }
+}
+
+inline Tensor run_forward(const Tensor& input, const Tensor& flow,
+                          const std::optional<Tensor>& correction,
+                          const std::optional<Tensor>& attention, const Options& options) {
+  const MemoryFormat layout = layout_of(input);
+  const Tensor source = dense(input, layout);
+  const Tensor added = correction ? dense(*correction, layout) : source;
+  const Tensor out = empty(input, {input.size(0), input.size(1), flow.size(2), flow.size(3)}, layout);
+  if (out.numel() == 0) return out;
+  const Context context(input);
+  dispatch(input.scalar_type(), flow.scalar_type(), [&](auto t, auto f, auto fl) {
+    using T = typename decltype(t)::type;
+    using F = typename decltype(f)::type;
+    using Flow = typename decltype(fl)::type;
+    Forward<T, F, Flow> call;
+    call.mapping = mapping<F>(input, flow, options);
+    call.input = view<const T>(source);
+    call.flow = view<const Flow>(flow);
+    if (correction) call.correction = view<const T>(added);
+    if (attention) call.attention = view<const T>(*attention);
+    call.out = view<T>(out);
+    forward(call, context);
+  });
+  return out;
+}
+
+inline std::tuple<Tensor, Tensor, Tensor, Tensor> run_backward(
+    const Tensor& grad, const Tensor& input, const Tensor& flow,
+    const std::optional<Tensor>& correction, const std::optional<Tensor>& attention,
+    const Options& options, int64_t wanted) {
+  const MemoryFormat layout = layout_of(input);
+  const Tensor incoming = dense(grad, layout);
+  const Tensor source = dense(input, layout);
+  const Tensor added = correction ? dense(*correction, layout) : source;
+  const Context context(input);
+  const auto like = [&](const Tensor& x, Gradient bit, MemoryFormat format) {
+    return wanted & bit ? empty(x, {x.size(0), x.size(1), x.size(2), x.size(3)}, format)
+                        : skipped(x);
+  };
+  const Tensor d_input = like(input, kInput, layout);
+  const Tensor d_flow = like(flow, kFlow, MemoryFormat::Contiguous);
+  const Tensor d_correction = correction ? like(*correction, kCorrection, layout) : skipped(input);
+  const Tensor d_attention =
+      attention ? like(*attention, kAttention, MemoryFormat::Contiguous) : skipped(input);
+  dispatch(input.scalar_type(), flow.scalar_type(), [&](auto t, auto f, auto fl) {
+    using T = typename decltype(t)::type;
+    using F = typename decltype(f)::type;
+    using Flow = typename decltype(fl)::type;
+    Backward<T, F, Flow> call;
+    call.mapping = mapping<F>(input, flow, options);
+    call.grad = view<const T>(incoming);
+    call.input = view<const T>(source);
+    call.flow = view<const Flow>(flow);
+    if (correction) call.correction = view<const T>(added);
+    if (attention) call.attention = view<const T>(*attention);
+    if (wanted & kInput) call.d_input = view<T>(d_input);
+    if (wanted & kFlow) call.d_flow = view<Flow>(d_flow);
+    if (correction && wanted & kCorrection) call.d_correction = view<T>(d_correction);
+    if (attention && wanted & kAttention) call.d_attention = view<T>(d_attention);
+    backward(call, context);
+  });
+  return {d_input, d_flow, d_correction, d_attention};
+}
+
+inline Tensor flow_warp(const Tensor& input, const Tensor& flow, double scale_x, double scale_y,
+                        bool semantic, bool align_corners, const std::string& mode,
+                        const std::string& padding_mode) {
+  return run_forward(input, flow, std::nullopt, std::nullopt,
+                     {scale_x, scale_y, semantic, align_corners, mode, padding_mode});
+}
+
+inline Tensor warp_correct(const Tensor& previous, const Tensor& flow, const Tensor& correction,
+                           const std::optional<Tensor>& attention, double scale_x, double scale_y,
+                           bool semantic, bool align_corners, const std::string& mode,
+                           const std::string& padding_mode) {
+  return run_forward(previous, flow, correction, attention,
+                     {scale_x, scale_y, semantic, align_corners, mode, padding_mode});
+}
+
+inline std::tuple<Tensor, Tensor> flow_warp_backward(
+    const Tensor& grad, const Tensor& input, const Tensor& flow, double scale_x, double scale_y,
+    bool semantic, bool align_corners, const std::string& mode, const std::string& padding_mode,
+    int64_t wanted) {
+  const auto [d_input, d_flow, d_correction, d_attention] =
+      run_backward(grad, input, flow, std::nullopt, std::nullopt,
+                   {scale_x, scale_y, semantic, align_corners, mode, padding_mode}, wanted);
+  return {d_input, d_flow};
+}
+
+inline std::tuple<Tensor, Tensor, Tensor, Tensor> warp_correct_backward(
+    const Tensor& grad, const Tensor& previous, const Tensor& flow, const Tensor& correction,
+    const Tensor& attention, double scale_x, double scale_y, bool semantic, bool align_corners,
+    const std::string& mode, const std::string& padding_mode, int64_t wanted) {
+  return run_backward(grad, previous, flow, correction, attention,
+                      {scale_x, scale_y, semantic, align_corners, mode, padding_mode}, wanted);
+}
+
+}  // namespace vsegops::warp
+
+VSEGOPS_LIBRARY_IMPL(m) {
+  m.impl("flow_warp", TORCH_BOX(&vsegops::warp::flow_warp));
+  m.impl("flow_warp_backward", TORCH_BOX(&vsegops::warp::flow_warp_backward));
+  m.impl("warp_correct", TORCH_BOX(&vsegops::warp::warp_correct));
+  m.impl("warp_correct_backward", TORCH_BOX(&vsegops::warp::warp_correct_backward));
+}

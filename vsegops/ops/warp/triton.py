@@ -1,0 +1,419 @@
+"""The warp family in Triton: one kernel forward, one backward, for both operators and layouts.
+
+A program takes some pixels of one image, computes their positions once, and walks over the
+channels in tiles [BLOCK_C channels, BLOCK_P pixels]. Of contiguous tensors neighbouring lanes hold
+neighbouring pixels, one each, so that a gather touches few cache lines. Of channels_last ones a
+lane holds neighbouring channels, 16 bytes of them.
+
+The fewest bytes to move per output pixel, with C channels of E bytes, a flow of F bytes, and a
+source of the output's size (`spec.bytes_moved` has the general case):
+
+    forward   2CE + 2F, and (C + 1)E more for a correction with attention
+    backward  3CE + 4F, and (2C + 2)E more
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..._determinism import nondeterministic
+from ..._layout import empty_like_layout, layout_of, skipped
+from ..._triton import axis_taps, index_dtype, last_offset, launch
+from .op import ATTENTION, CORRECTION, FLOW, INPUT
+
+
+@triton.jit
+def _pixels(H, W, BLOCK_P: tl.constexpr, INDEX: tl.constexpr, CHANNELS_LAST: tl.constexpr):
+    """This program's image and pixels: n, index in the image, whether it is in the image, y, x."""
+    size = H.to(INDEX) * W
+    programs = tl.cdiv(size, BLOCK_P)
+    n = tl.program_id(0) // programs
+    pixel = (tl.program_id(0) - n * programs) * BLOCK_P + tl.arange(0, BLOCK_P)
+    if not CHANNELS_LAST:
+        # One pixel a lane: told that they are contiguous, the compiler would give 4 to each, and
+        # each gather would touch four times the cache lines.
+        pixel = tl.max_contiguous(pixel, 1)
+    y = pixel // W
+    return n.to(tl.int64), pixel, pixel < size, y, pixel - y * W
+
+
+@triton.jit
+def _offsets(channel, pixel, C, size, CHANNELS_LAST: tl.constexpr):
+    """Offsets in one image of `size` pixels, [channels, pixels]."""
+    if CHANNELS_LAST:
+        return channel[:, None] + pixel[None, :] * C
+    else:
+        return channel[:, None] * size + pixel[None, :]
+
+
+@triton.jit
+def _taps(
+    flow, n, y, x, exists, scale_x, scale_y, h, w, H, W, flow_n, flow_c, flow_y, flow_x,
+    COMPUTE: tl.constexpr, INDEX: tl.constexpr, ALIGN_CORNERS: tl.constexpr,
+    SAME_SIZE: tl.constexpr, NEAREST: tl.constexpr, BORDER: tl.constexpr,
+):  # fmt: skip
+    """The 4 pixels around each position: their indices, whether they are inside, the fractions.
+
+    In the order (y, x), (y, x+1), (y+1, x), (y+1, x+1).
+    """
+    flow += n * flow_n + y * flow_y + x * flow_x
+    along_x = tl.load(flow, mask=exists, other=0.0)
+    along_y = tl.load(flow + flow_c, mask=exists, other=0.0)
+    x0, x0_inside, x1, x1_inside, fx = axis_taps(
+        x, along_x, scale_x, w, W, COMPUTE, INDEX, ALIGN_CORNERS, SAME_SIZE, NEAREST, BORDER
+    )
+    y0, y0_inside, y1, y1_inside, fy = axis_taps(
+        y, along_y, scale_y, h, H, COMPUTE, INDEX, ALIGN_CORNERS, SAME_SIZE, NEAREST, BORDER
+    )
+    y0_inside &= exists
+    y1_inside &= exists
+    row0 = y0.to(INDEX) * w
+    row1 = y1.to(INDEX) * w
+    return (
+        row0 + x0, row0 + x1, row1 + x0, row1 + x1,
+        y0_inside & x0_inside, y0_inside & x1_inside, y1_inside & x0_inside, y1_inside & x1_inside,
+        fx, fy,
+    )  # fmt: skip
+
+
+# Sizes and strides are not worth a compilation each. C is: vectors of channels need its divisors.
+@triton.jit(
+    do_not_specialize=[
+        "scale_x", "scale_y", "h", "w", "H", "W", "flow_n", "flow_c", "flow_y", "flow_x",
+        "attention_n", "attention_y", "attention_x",
+    ]
+)  # fmt: skip
+def _forward(
+    input, flow, correction, attention, output, scale_x: "fp64", scale_y: "fp64",
+    C, h, w, H, W, flow_n, flow_c, flow_y, flow_x, attention_n, attention_y, attention_x,
+    INDEX: tl.constexpr, ALIGN_CORNERS: tl.constexpr, SAME_SIZE: tl.constexpr,
+    NEAREST: tl.constexpr, BORDER: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """output = A(input) + attention * correction; a correction that is None is not added.
+
+    A(input) = (1-fy) * ((1-fx) * i00 + fx * i01) + fy * ((1-fx) * i10 + fx * i11)
+    """
+    F: tl.constexpr = tl.float64 if input.dtype.element_ty == tl.float64 else tl.float32
+    n, pixel, exists, y, x = _pixels(H, W, BLOCK_P, INDEX, CHANNELS_LAST)
+    p00, p01, p10, p11, in00, in01, in10, in11, fx, fy = _taps(
+        flow, n, y, x, exists, scale_x, scale_y, h, w, H, W, flow_n, flow_c, flow_y, flow_x,
+        F, INDEX, ALIGN_CORNERS, SAME_SIZE, NEAREST, BORDER,
+    )  # fmt: skip
+    w00 = (1 - fy) * (1 - fx)
+    w01 = (1 - fy) * fx
+    w10 = fy * (1 - fx)
+    w11 = fy * fx
+    # A tap of weight 0 is not read: it costs time, and it may be infinite.
+    in00 &= w00 != 0
+    in01 &= w01 != 0
+    in10 &= w10 != 0
+    in11 &= w11 != 0
+    source_size = h.to(INDEX) * w
+    output_size = H.to(INDEX) * W
+    input += n * C * source_size
+    output += n * C * output_size
+    if correction is not None:
+        correction += n * C * output_size
+    if attention is not None:
+        attention += n * attention_n + y * attention_y + x * attention_x
+        gate = tl.load(attention, mask=exists, other=0.0).to(F)
+    for start in range(0, C, BLOCK_C):
+        channel = start + tl.arange(0, BLOCK_C).to(INDEX)
+        real = (channel < C)[:, None]
+        at = _offsets(channel, pixel, C, output_size, CHANNELS_LAST)
+        out = tl.zeros((BLOCK_C, BLOCK_P), F)
+        if correction is not None:
+            out = tl.load(correction + at, mask=real & exists[None, :], other=0.0).to(F)
+            if attention is not None:
+                out = out * gate[None, :]
+        at00 = _offsets(channel, p00, C, source_size, CHANNELS_LAST)
+        i00 = tl.load(input + at00, mask=real & in00[None, :], other=0.0).to(F)
+        if NEAREST:
+            out += i00
+        else:
+            at01 = _offsets(channel, p01, C, source_size, CHANNELS_LAST)
+            at10 = _offsets(channel, p10, C, source_size, CHANNELS_LAST)
+            at11 = _offsets(channel, p11, C, source_size, CHANNELS_LAST)
+            i01 = tl.load(input + at01, mask=real & in01[None, :], other=0.0).to(F)
+            i10 = tl.load(input + at10, mask=real & in10[None, :], other=0.0).to(F)
+            i11 = tl.load(input + at11, mask=real & in11[None, :], other=0.0).to(F)
+            out = tl.fma(i00, w00[None, :], out)
+            out = tl.fma(i01, w01[None, :], out)
+            out = tl.fma(i10, w10[None, :], out)
+            out = tl.fma(i11, w11[None, :], out)
+        tl.store(output + at, out.to(output.dtype.element_ty), mask=real & exists[None, :])
+
+
+@triton.jit(
+    do_not_specialize=[
+        "scale_x", "scale_y", "h", "w", "H", "W", "flow_n", "flow_c", "flow_y", "flow_x",
+        "attention_n", "attention_y", "attention_x",
+    ]
+)  # fmt: skip
+def _backward(
+    grad, input, flow, correction, attention, d_input, d_flow, d_correction, d_attention,
+    scale_x: "fp64", scale_y: "fp64",
+    C, h, w, H, W, flow_n, flow_c, flow_y, flow_x, attention_n, attention_y, attention_x,
+    INDEX: tl.constexpr, ALIGN_CORNERS: tl.constexpr, SAME_SIZE: tl.constexpr,
+    NEAREST: tl.constexpr, BORDER: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """The gradients that are not None, from `grad` [N, C, H, W]:
+
+    d_input      += weight * grad at the taps (zeroed by the caller, in the type computed in)
+    d_flow        = scale * sum_c grad * d A(input) / d position; 0 for NEAREST: None
+    d_correction  = grad * attention
+    d_attention   = sum_c grad * correction
+
+    One program sees all channels of its pixels, so that the sums need neither atomics nor a second
+    pass, and are the same each time. (Few pixels fill a GPU by warps side by side along the
+    channels: see `_blocks`.)
+    """
+    F: tl.constexpr = tl.float64 if input.dtype.element_ty == tl.float64 else tl.float32
+    n, pixel, exists, y, x = _pixels(H, W, BLOCK_P, INDEX, CHANNELS_LAST)
+    p00, p01, p10, p11, in00, in01, in10, in11, fx, fy = _taps(
+        flow, n, y, x, exists, scale_x, scale_y, h, w, H, W, flow_n, flow_c, flow_y, flow_x,
+        F, INDEX, ALIGN_CORNERS, SAME_SIZE, NEAREST, BORDER,
+    )  # fmt: skip
+    source_size = h.to(INDEX) * w
+    output_size = H.to(INDEX) * W
+    grad += n * C * output_size
+    input += n * C * source_size
+    if d_input is not None:
+        d_input += n * C * source_size
+        w00 = (1 - fy) * (1 - fx)
+        w01 = (1 - fy) * fx
+        w10 = fy * (1 - fx)
+        w11 = fy * fx
+    if d_flow is not None:
+        d_x = tl.zeros((BLOCK_C, BLOCK_P), F)
+        d_y = tl.zeros((BLOCK_C, BLOCK_P), F)
+    if d_correction is not None:
+        d_correction += n * C * output_size
+        attention += n * attention_n + y * attention_y + x * attention_x
+        gate = tl.load(attention, mask=exists, other=0.0).to(F)
+    if d_attention is not None:
+        correction += n * C * output_size
+        d_gate = tl.zeros((BLOCK_C, BLOCK_P), F)
+    for start in range(0, C, BLOCK_C):
+        channel = start + tl.arange(0, BLOCK_C).to(INDEX)
+        real = (channel < C)[:, None]
+        at = _offsets(channel, pixel, C, output_size, CHANNELS_LAST)
+        g = tl.load(grad + at, mask=real & exists[None, :], other=0.0).to(F)
+        if (d_input is not None) or (d_flow is not None):
+            at00 = _offsets(channel, p00, C, source_size, CHANNELS_LAST)
+            at01 = _offsets(channel, p01, C, source_size, CHANNELS_LAST)
+            at10 = _offsets(channel, p10, C, source_size, CHANNELS_LAST)
+            at11 = _offsets(channel, p11, C, source_size, CHANNELS_LAST)
+        if d_flow is not None:
+            # A tap of weight 0 counts here: the slope towards it is not 0.
+            i00 = tl.load(input + at00, mask=real & in00[None, :], other=0.0).to(F)
+            i01 = tl.load(input + at01, mask=real & in01[None, :], other=0.0).to(F)
+            i10 = tl.load(input + at10, mask=real & in10[None, :], other=0.0).to(F)
+            i11 = tl.load(input + at11, mask=real & in11[None, :], other=0.0).to(F)
+            along_x = tl.fma(i11 - i10, fy[None, :], (i01 - i00) * (1 - fy)[None, :])
+            along_y = tl.fma(i11 - i01, fx[None, :], (i10 - i00) * (1 - fx)[None, :])
+            d_x = tl.fma(g, along_x, d_x)
+            d_y = tl.fma(g, along_y, d_y)
+        if d_input is not None:
+            _add(d_input + at00, g * w00[None, :], real & (in00 & (w00 != 0))[None, :])
+            if not NEAREST:
+                _add(d_input + at01, g * w01[None, :], real & (in01 & (w01 != 0))[None, :])
+                _add(d_input + at10, g * w10[None, :], real & (in10 & (w10 != 0))[None, :])
+                _add(d_input + at11, g * w11[None, :], real & (in11 & (w11 != 0))[None, :])
+        if d_correction is not None:
+            d_c = (g * gate[None, :]).to(d_correction.dtype.element_ty)
+            tl.store(d_correction + at, d_c, mask=real & exists[None, :])
+        if d_attention is not None:
+            c = tl.load(correction + at, mask=real & exists[None, :], other=0.0).to(F)
+            d_gate = tl.fma(g, c, d_gate)
+    if d_flow is not None:
+        d_flow += n * 2 * output_size + pixel
+        d_x = tl.sum(d_x, 0) * tl.full((1,), scale_x, tl.float64).to(F)
+        d_y = tl.sum(d_y, 0) * tl.full((1,), scale_y, tl.float64).to(F)
+        tl.store(d_flow, d_x.to(d_flow.dtype.element_ty), mask=exists)
+        tl.store(d_flow + output_size, d_y.to(d_flow.dtype.element_ty), mask=exists)
+    if d_attention is not None:
+        d_gate = tl.sum(d_gate, 0).to(d_attention.dtype.element_ty)
+        tl.store(d_attention + n * output_size + pixel, d_gate, mask=exists)
+
+
+@triton.jit
+def _add(pointer, value, mask):
+    """Add to memory, in any order."""
+    tl.atomic_add(pointer, value, mask=mask, sem="relaxed")
+
+
+class _Blocks(NamedTuple):
+    pixels: int
+    channels: int
+    num_warps: int
+
+
+#: Programs that fill a large GPU (132 to 148 multiprocessors) a few times over.
+_ENOUGH_PROGRAMS = 512
+
+
+def _blocks(pixels: int, channels: int, itemsize: int, channels_last: bool) -> _Blocks:
+    """Tile and number of warps, by reasoning; the place for recorded configurations.
+
+    A thread holds 4 elements of the tile (channels_last: at least the 16 bytes of one access), so
+    that a few gathers are in flight beside those of the other warps. Where the pixels are few, a
+    program takes fewer of them and its warps share out the channels.
+    """
+    padded = triton.next_power_of_2(max(channels, 1))
+    if channels_last:
+        vector = 16 // itemsize
+        block_c = min(padded, 32 * vector)
+        num_warps = 4
+        block_p = max(1, 32 * num_warps * vector // block_c)
+        return _Blocks(block_p, block_c, num_warps)
+    block_p = 128
+    while block_p > 32 and pixels < block_p * _ENOUGH_PROGRAMS:
+        block_p //= 2
+    num_warps = 8 if pixels < block_p * _ENOUGH_PROGRAMS and padded >= 32 else 4
+    block_c = min(padded, 4 * 32 * num_warps // block_p)
+    return _Blocks(block_p, block_c, num_warps)
+
+
+def _launch(
+    kernel: Any,
+    source: Tensor,
+    flow: Tensor,
+    attention: Tensor | None,
+    tensors: tuple[Tensor | None, ...],
+    options: Sequence[Any],
+) -> None:
+    """Run `kernel` on `tensors` and on what follows from the geometry and the options."""
+    scale_x, scale_y, semantic, align_corners, mode, padding_mode = options
+    n, c, h, w = source.shape
+    height, width = flow.shape[2:]
+    if semantic:
+        less = 1 if align_corners else 0
+        scale_x, scale_y = (w - less) / (2 * width), (h - less) / (2 * height)
+    index = index_dtype(
+        c * max(h * w, height * width),
+        last_offset(flow),
+        0 if attention is None else last_offset(attention),
+        2 * width * (w + 1),
+        2 * height * (h + 1),
+    )
+    channels_last = layout_of(source) == torch.channels_last
+    blocks = _blocks(n * height * width, c, source.element_size(), channels_last)
+    launch(
+        kernel,
+        n * triton.cdiv(height * width, blocks.pixels),
+        *tensors,
+        *(scale_x, scale_y),
+        *(c, h, w, height, width),
+        *flow.stride(),
+        *((0, 0, 0) if attention is None else (attention.stride(i) for i in (0, 2, 3))),
+        INDEX=index,
+        ALIGN_CORNERS=align_corners,
+        SAME_SIZE=(h, w) == (height, width),
+        NEAREST=mode == "nearest",
+        BORDER=padding_mode == "border",
+        CHANNELS_LAST=channels_last,
+        BLOCK_P=blocks.pixels,
+        BLOCK_C=blocks.channels,
+        num_warps=blocks.num_warps,
+    )
+
+
+def _dense(x: Tensor, layout: torch.memory_format) -> Tensor:
+    return x.contiguous(memory_format=layout)
+
+
+def flow_warp(input: Tensor, flow: Tensor, *options: Any) -> Tensor:
+    return warp_correct(input, flow, None, None, *options)
+
+
+def warp_correct(
+    previous: Tensor,
+    flow: Tensor,
+    correction: Tensor | None,
+    attention: Tensor | None,
+    *options: Any,
+) -> Tensor:
+    layout = layout_of(previous)
+    output = empty_like_layout(previous, (*previous.shape[:2], *flow.shape[2:]))
+    if output.numel() > 0:
+        previous = _dense(previous, layout)
+        correction = None if correction is None else _dense(correction, layout)
+        tensors = (previous, flow, correction, attention, output)
+        _launch(_forward, previous, flow, attention, tensors, options)
+    return output
+
+
+def flow_warp_backward(
+    grad: Tensor, input: Tensor, flow: Tensor, *options_and_wanted: Any
+) -> tuple[Tensor, Tensor]:
+    *options, wanted = options_and_wanted
+    if wanted & INPUT:
+        nondeterministic("vsegops_triton::flow_warp_backward")
+    d_input, d_flow, _, _ = _gradients(grad, input, flow, None, None, options, wanted)
+    return d_input, d_flow
+
+
+def warp_correct_backward(
+    grad: Tensor,
+    previous: Tensor,
+    flow: Tensor,
+    correction: Tensor,
+    attention: Tensor,
+    *options_and_wanted: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    *options, wanted = options_and_wanted
+    if wanted & INPUT:
+        nondeterministic("vsegops_triton::warp_correct_backward")
+    return _gradients(grad, previous, flow, correction, attention, options, wanted)
+
+
+def _gradients(
+    grad: Tensor,
+    source: Tensor,
+    flow: Tensor,
+    correction: Tensor | None,
+    attention: Tensor | None,
+    options: Sequence[Any],
+    wanted: int,
+) -> tuple[Any, ...]:
+    layout, contiguous = layout_of(source), torch.contiguous_format
+    compute = torch.float64 if source.dtype == torch.float64 else torch.float32
+    nearest = options[4] == "nearest"  # positions are rounded: the flow's gradient is 0
+    d_source = d_flow = d_correction = d_attention = None
+    if wanted & INPUT:
+        d_source = torch.zeros_like(source, dtype=compute, memory_format=layout)
+    if wanted & FLOW:
+        make = torch.zeros_like if nearest or grad.numel() == 0 else torch.empty_like
+        d_flow = make(flow, memory_format=contiguous)
+    if correction is not None and wanted & CORRECTION:
+        d_correction = torch.empty_like(correction, memory_format=layout)
+    if attention is not None and wanted & ATTENTION:
+        make = torch.zeros_like if grad.numel() == 0 else torch.empty_like
+        d_attention = make(attention, memory_format=contiguous)
+    written = (d_source, None if nearest else d_flow, d_correction, d_attention)
+    if grad.numel() > 0 and any(x is not None for x in written):
+        read = (
+            _dense(grad, layout),
+            _dense(source, layout),
+            flow,
+            correction if d_attention is None else _dense(correction, layout),
+            attention,
+        )
+        _launch(_backward, source, flow, attention, (*read, *written), options)
+    if d_source is not None:
+        d_source = d_source.to(source.dtype)
+    return (
+        skipped(source) if d_source is None else d_source,
+        skipped(flow) if d_flow is None else d_flow,
+        skipped(correction) if d_correction is None and correction is not None else d_correction,
+        skipped(attention) if d_attention is None and attention is not None else d_attention,
+    )
