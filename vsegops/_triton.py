@@ -1,3 +1,4 @@
+# mypy: disable-error-code="no-untyped-def"
 """What the Triton kernels of all families share: launching, and exact sampling positions.
 
 Kernels are launched without contraction (`enable_fp_fusion=False`): a product and a sum that the
@@ -7,6 +8,7 @@ between layouts. Fused multiply-adds stand where they are wanted, as `tl.fma`.
 
 from __future__ import annotations
 
+import os
 from contextlib import nullcontext
 from typing import Any
 
@@ -14,6 +16,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+#: Triton's interpreter is running the kernels, on a CPU.
+INTERPRETED: tl.constexpr = tl.constexpr(os.environ.get("TRITON_INTERPRET", "0") == "1")
 
 #: A flow is clamped to so many pixels, so that positions fit an integer of 32 bits.
 _FARTHEST: tl.constexpr = tl.constexpr(2.0**30)
@@ -27,14 +32,24 @@ def launch(kernel: Any, programs: int, *arguments: Any, num_warps: int, **consta
 
 
 def index_dtype(*largest: int) -> Any:
-    """The integer type for indices up to `largest`."""
-    return tl.int32 if max(largest) < 2**31 else tl.int64
+    """The integer type for indices up to `largest`, and beyond by the padding of a tile."""
+    return tl.int32 if max(largest) < 2**31 - 2**12 else tl.int64
 
 
 def last_offset(x: Tensor) -> int:
     """The offset of the last element within one image, the first dimension apart."""
     strided = zip(x.shape[1:], x.stride()[1:], strict=True)
     return sum((size - 1) * stride for size, stride in strided)
+
+
+@triton.jit
+def rounded(x, dtype: tl.constexpr):
+    """`x` rounded to `dtype`, half to even. (The interpreter truncates to bfloat16.)"""
+    if INTERPRETED and dtype == tl.bfloat16:
+        bits = x.to(tl.uint32, bitcast=True)
+        bits += 0x7FFF + ((bits >> 16) & 1)
+        x = tl.where(x == x, bits.to(tl.float32, bitcast=True), x)
+    return x.to(dtype)
 
 
 @triton.jit

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..._determinism import nondeterministic
 from ..._layout import empty_like_layout, layout_of, skipped
-from ..._triton import axis_taps, index_dtype, last_offset, launch
+from ..._triton import INTERPRETED, axis_taps, index_dtype, last_offset, launch, rounded
 from .op import ATTENTION, CORRECTION, FLOW, INPUT
 
 
@@ -44,12 +44,31 @@ def _pixels(H, W, BLOCK_P: tl.constexpr, INDEX: tl.constexpr, CHANNELS_LAST: tl.
 
 
 @triton.jit
-def _offsets(channel, pixel, C, size, CHANNELS_LAST: tl.constexpr):
-    """Offsets in one image of `size` pixels, [channels, pixels]."""
+def _offsets(pixel, C, size, BLOCK_C: tl.constexpr, CHANNELS_LAST: tl.constexpr):
+    """Offsets of the first tile of channels in one image of `size` pixels: [BLOCK_C, BLOCK_P]."""
+    channel = tl.arange(0, BLOCK_C)[:, None]
     if CHANNELS_LAST:
-        return channel[:, None] + pixel[None, :] * C
+        return channel + pixel[None, :] * C
     else:
-        return channel[:, None] * size + pixel[None, :]
+        return channel * size + pixel[None, :]
+
+
+@triton.jit
+def _step(size, BLOCK_C: tl.constexpr, CHANNELS_LAST: tl.constexpr):
+    """From one tile of channels to the next, in an image of `size` pixels."""
+    if CHANNELS_LAST:
+        return tl.full((), BLOCK_C, tl.int64)
+    else:
+        return size.to(tl.int64) * BLOCK_C
+
+
+@triton.jit
+def _real(start, C, BLOCK_C: tl.constexpr, WHOLE: tl.constexpr):
+    """Which channels of a tile exist: [BLOCK_C, 1]. `WHOLE`: known to be all."""
+    if WHOLE:
+        return tl.full((BLOCK_C, 1), True, tl.int1)
+    else:
+        return (start + tl.arange(0, BLOCK_C) < C)[:, None]
 
 
 @triton.jit
@@ -60,7 +79,7 @@ def _taps(
 ):  # fmt: skip
     """The 4 pixels around each position: their indices, whether they are inside, the fractions.
 
-    In the order (y, x), (y, x+1), (y+1, x), (y+1, x+1).
+    They come in the order (y, x), (y, x+1), (y+1, x), (y+1, x+1).
     """
     flow += n * flow_n + y * flow_y + x * flow_x
     along_x = tl.load(flow, mask=exists, other=0.0)
@@ -82,19 +101,25 @@ def _taps(
     )  # fmt: skip
 
 
-# Sizes and strides are not worth a compilation each. C is: vectors of channels need its divisors.
-@triton.jit(
-    do_not_specialize=[
-        "scale_x", "scale_y", "h", "w", "H", "W", "flow_n", "flow_c", "flow_y", "flow_x",
-        "attention_n", "attention_y", "attention_x",
-    ]
-)  # fmt: skip
+@triton.jit
+def _weights(fy, fx):
+    """The weights of the 4 pixels, in the same order."""
+    return (1 - fy) * (1 - fx), (1 - fy) * fx, fy * (1 - fx), fy * fx
+
+
+#: What a kernel is not compiled anew for. C is not among it: vectors of channels need its divisors.
+_RUN_TIME = (
+    "scale_x scale_y h w H W flow_n flow_c flow_y flow_x attention_n attention_y attention_x"
+).split()
+
+
+@triton.jit(do_not_specialize=_RUN_TIME)
 def _forward(
-    input, flow, correction, attention, output, scale_x: "fp64", scale_y: "fp64",
+    input, flow, correction, attention, output, scale_x: tl.float64, scale_y: tl.float64,
     C, h, w, H, W, flow_n, flow_c, flow_y, flow_x, attention_n, attention_y, attention_x,
     INDEX: tl.constexpr, ALIGN_CORNERS: tl.constexpr, SAME_SIZE: tl.constexpr,
     NEAREST: tl.constexpr, BORDER: tl.constexpr, CHANNELS_LAST: tl.constexpr,
-    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     """output = A(input) + attention * correction; a correction that is None is not added.
 
@@ -106,10 +131,7 @@ def _forward(
         flow, n, y, x, exists, scale_x, scale_y, h, w, H, W, flow_n, flow_c, flow_y, flow_x,
         F, INDEX, ALIGN_CORNERS, SAME_SIZE, NEAREST, BORDER,
     )  # fmt: skip
-    w00 = (1 - fy) * (1 - fx)
-    w01 = (1 - fy) * fx
-    w10 = fy * (1 - fx)
-    w11 = fy * fx
+    w00, w01, w10, w11 = _weights(fy, fx)
     # A tap of weight 0 is not read: it costs time, and it may be infinite.
     in00 &= w00 != 0
     in01 &= w01 != 0
@@ -124,46 +146,48 @@ def _forward(
     if attention is not None:
         attention += n * attention_n + y * attention_y + x * attention_x
         gate = tl.load(attention, mask=exists, other=0.0).to(F)
+    at = _offsets(pixel, C, output_size, BLOCK_C, CHANNELS_LAST)
+    at00 = _offsets(p00, C, source_size, BLOCK_C, CHANNELS_LAST)
+    at01 = _offsets(p01, C, source_size, BLOCK_C, CHANNELS_LAST)
+    at10 = _offsets(p10, C, source_size, BLOCK_C, CHANNELS_LAST)
+    at11 = _offsets(p11, C, source_size, BLOCK_C, CHANNELS_LAST)
+    source_step = _step(source_size, BLOCK_C, CHANNELS_LAST)
+    output_step = _step(output_size, BLOCK_C, CHANNELS_LAST)
     for start in range(0, C, BLOCK_C):
-        channel = start + tl.arange(0, BLOCK_C).to(INDEX)
-        real = (channel < C)[:, None]
-        at = _offsets(channel, pixel, C, output_size, CHANNELS_LAST)
-        out = tl.zeros((BLOCK_C, BLOCK_P), F)
-        if correction is not None:
-            out = tl.load(correction + at, mask=real & exists[None, :], other=0.0).to(F)
-            if attention is not None:
-                out = out * gate[None, :]
-        at00 = _offsets(channel, p00, C, source_size, CHANNELS_LAST)
+        real = _real(start, C, BLOCK_C, WHOLE)
+        written = real & exists[None, :]
         i00 = tl.load(input + at00, mask=real & in00[None, :], other=0.0).to(F)
-        if NEAREST:
-            out += i00
-        else:
-            at01 = _offsets(channel, p01, C, source_size, CHANNELS_LAST)
-            at10 = _offsets(channel, p10, C, source_size, CHANNELS_LAST)
-            at11 = _offsets(channel, p11, C, source_size, CHANNELS_LAST)
+        if not NEAREST:
             i01 = tl.load(input + at01, mask=real & in01[None, :], other=0.0).to(F)
             i10 = tl.load(input + at10, mask=real & in10[None, :], other=0.0).to(F)
             i11 = tl.load(input + at11, mask=real & in11[None, :], other=0.0).to(F)
+        if correction is not None:
+            out = tl.load(correction + at, mask=written, other=0.0).to(F)
+            correction += output_step
+            if attention is not None:
+                out *= gate[None, :]
+        else:
+            out = tl.zeros((BLOCK_C, BLOCK_P), F)
+        if NEAREST:
+            out += i00
+        else:
             out = tl.fma(i00, w00[None, :], out)
             out = tl.fma(i01, w01[None, :], out)
             out = tl.fma(i10, w10[None, :], out)
             out = tl.fma(i11, w11[None, :], out)
-        tl.store(output + at, out.to(output.dtype.element_ty), mask=real & exists[None, :])
+        tl.store(output + at, rounded(out, output.dtype.element_ty), mask=written)
+        input += source_step
+        output += output_step
 
 
-@triton.jit(
-    do_not_specialize=[
-        "scale_x", "scale_y", "h", "w", "H", "W", "flow_n", "flow_c", "flow_y", "flow_x",
-        "attention_n", "attention_y", "attention_x",
-    ]
-)  # fmt: skip
+@triton.jit(do_not_specialize=_RUN_TIME)
 def _backward(
     grad, input, flow, correction, attention, d_input, d_flow, d_correction, d_attention,
-    scale_x: "fp64", scale_y: "fp64",
+    scale_x: tl.float64, scale_y: tl.float64,
     C, h, w, H, W, flow_n, flow_c, flow_y, flow_x, attention_n, attention_y, attention_x,
     INDEX: tl.constexpr, ALIGN_CORNERS: tl.constexpr, SAME_SIZE: tl.constexpr,
     NEAREST: tl.constexpr, BORDER: tl.constexpr, CHANNELS_LAST: tl.constexpr,
-    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     """The gradients that are not None, from `grad` [N, C, H, W]:
 
@@ -188,10 +212,7 @@ def _backward(
     input += n * C * source_size
     if d_input is not None:
         d_input += n * C * source_size
-        w00 = (1 - fy) * (1 - fx)
-        w01 = (1 - fy) * fx
-        w10 = fy * (1 - fx)
-        w11 = fy * fx
+        w00, w01, w10, w11 = _weights(fy, fx)
     if d_flow is not None:
         d_x = tl.zeros((BLOCK_C, BLOCK_P), F)
         d_y = tl.zeros((BLOCK_C, BLOCK_P), F)
@@ -202,16 +223,18 @@ def _backward(
     if d_attention is not None:
         correction += n * C * output_size
         d_gate = tl.zeros((BLOCK_C, BLOCK_P), F)
+    at = _offsets(pixel, C, output_size, BLOCK_C, CHANNELS_LAST)
+    at00 = _offsets(p00, C, source_size, BLOCK_C, CHANNELS_LAST)
+    at01 = _offsets(p01, C, source_size, BLOCK_C, CHANNELS_LAST)
+    at10 = _offsets(p10, C, source_size, BLOCK_C, CHANNELS_LAST)
+    at11 = _offsets(p11, C, source_size, BLOCK_C, CHANNELS_LAST)
+    source_step = _step(source_size, BLOCK_C, CHANNELS_LAST)
+    output_step = _step(output_size, BLOCK_C, CHANNELS_LAST)
     for start in range(0, C, BLOCK_C):
-        channel = start + tl.arange(0, BLOCK_C).to(INDEX)
-        real = (channel < C)[:, None]
-        at = _offsets(channel, pixel, C, output_size, CHANNELS_LAST)
-        g = tl.load(grad + at, mask=real & exists[None, :], other=0.0).to(F)
-        if (d_input is not None) or (d_flow is not None):
-            at00 = _offsets(channel, p00, C, source_size, CHANNELS_LAST)
-            at01 = _offsets(channel, p01, C, source_size, CHANNELS_LAST)
-            at10 = _offsets(channel, p10, C, source_size, CHANNELS_LAST)
-            at11 = _offsets(channel, p11, C, source_size, CHANNELS_LAST)
+        real = _real(start, C, BLOCK_C, WHOLE)
+        read = real & exists[None, :]
+        g = tl.load(grad + at, mask=read, other=0.0).to(F)
+        grad += output_step
         if d_flow is not None:
             # A tap of weight 0 counts here: the slope towards it is not 0.
             i00 = tl.load(input + at00, mask=real & in00[None, :], other=0.0).to(F)
@@ -222,26 +245,29 @@ def _backward(
             along_y = tl.fma(i11 - i01, fx[None, :], (i10 - i00) * (1 - fx)[None, :])
             d_x = tl.fma(g, along_x, d_x)
             d_y = tl.fma(g, along_y, d_y)
+            input += source_step
         if d_input is not None:
             _add(d_input + at00, g * w00[None, :], real & (in00 & (w00 != 0))[None, :])
             if not NEAREST:
                 _add(d_input + at01, g * w01[None, :], real & (in01 & (w01 != 0))[None, :])
                 _add(d_input + at10, g * w10[None, :], real & (in10 & (w10 != 0))[None, :])
                 _add(d_input + at11, g * w11[None, :], real & (in11 & (w11 != 0))[None, :])
+            d_input += source_step
         if d_correction is not None:
-            d_c = (g * gate[None, :]).to(d_correction.dtype.element_ty)
-            tl.store(d_correction + at, d_c, mask=real & exists[None, :])
+            d_c = rounded(g * gate[None, :], d_correction.dtype.element_ty)
+            tl.store(d_correction + at, d_c, mask=read)
+            d_correction += output_step
         if d_attention is not None:
-            c = tl.load(correction + at, mask=real & exists[None, :], other=0.0).to(F)
-            d_gate = tl.fma(g, c, d_gate)
+            d_gate = tl.fma(g, tl.load(correction + at, mask=read, other=0.0).to(F), d_gate)
+            correction += output_step
     if d_flow is not None:
         d_flow += n * 2 * output_size + pixel
         d_x = tl.sum(d_x, 0) * tl.full((1,), scale_x, tl.float64).to(F)
         d_y = tl.sum(d_y, 0) * tl.full((1,), scale_y, tl.float64).to(F)
-        tl.store(d_flow, d_x.to(d_flow.dtype.element_ty), mask=exists)
-        tl.store(d_flow + output_size, d_y.to(d_flow.dtype.element_ty), mask=exists)
+        tl.store(d_flow, rounded(d_x, d_flow.dtype.element_ty), mask=exists)
+        tl.store(d_flow + output_size, rounded(d_y, d_flow.dtype.element_ty), mask=exists)
     if d_attention is not None:
-        d_gate = tl.sum(d_gate, 0).to(d_attention.dtype.element_ty)
+        d_gate = rounded(tl.sum(d_gate, 0), d_attention.dtype.element_ty)
         tl.store(d_attention + n * output_size + pixel, d_gate, mask=exists)
 
 
@@ -261,26 +287,32 @@ class _Blocks(NamedTuple):
 _ENOUGH_PROGRAMS = 512
 
 
-def _blocks(pixels: int, channels: int, itemsize: int, channels_last: bool) -> _Blocks:
+def _blocks(
+    pixels: int, channels: int, itemsize: int, *, channels_last: bool, backward: bool
+) -> _Blocks:
     """Tile and number of warps, by reasoning; the place for recorded configurations.
 
-    A thread holds 4 elements of the tile (channels_last: at least the 16 bytes of one access), so
-    that a few gathers are in flight beside those of the other warps. Where the pixels are few, a
-    program takes fewer of them and its warps share out the channels.
+    A thread holds a few elements of the tile, so that a few gathers are in flight beside those of
+    the other warps; the backward needs more registers for each. Where the pixels are few, a
+    program takes fewer of them and its warps share out the channels. channels_last: a thread holds
+    one access of 16 bytes (backward: of what is added, which is float32) where Triton vectorises,
+    and few threads share a pixel, because each of them computes the position anew.
     """
-    padded = triton.next_power_of_2(max(channels, 1))
+    padded = triton.next_power_of_2(channels)
+    if INTERPRETED.value:  # a program takes milliseconds, whatever its size
+        return _Blocks(128, min(padded, 16), 1)
     if channels_last:
-        vector = 16 // itemsize
-        block_c = min(padded, 32 * vector)
-        num_warps = 4
-        block_p = max(1, 32 * num_warps * vector // block_c)
-        return _Blocks(block_p, block_c, num_warps)
+        vector = min(16 // itemsize, 4 if backward else 8)
+        if channels % 16 != 0:  # one channel a lane, and so many pixels
+            vector = 1 if backward else 2
+        num_warps, block_c = 4, min(padded, 32)
+        return _Blocks(32 * num_warps * vector // block_c, block_c, num_warps)
     block_p = 128
     while block_p > 32 and pixels < block_p * _ENOUGH_PROGRAMS:
         block_p //= 2
     num_warps = 8 if pixels < block_p * _ENOUGH_PROGRAMS and padded >= 32 else 4
-    block_c = min(padded, 4 * 32 * num_warps // block_p)
-    return _Blocks(block_p, block_c, num_warps)
+    elements = 32 * num_warps * (2 if backward else 4)
+    return _Blocks(block_p, min(padded, elements // block_p), num_warps)
 
 
 def _launch(
@@ -306,7 +338,13 @@ def _launch(
         2 * height * (h + 1),
     )
     channels_last = layout_of(source) == torch.channels_last
-    blocks = _blocks(n * height * width, c, source.element_size(), channels_last)
+    blocks = _blocks(
+        n * height * width,
+        c,
+        source.element_size(),
+        channels_last=channels_last,
+        backward=kernel is _backward,
+    )
     launch(
         kernel,
         n * triton.cdiv(height * width, blocks.pixels),
@@ -323,6 +361,7 @@ def _launch(
         CHANNELS_LAST=channels_last,
         BLOCK_P=blocks.pixels,
         BLOCK_C=blocks.channels,
+        WHOLE=c % blocks.channels == 0,
         num_warps=blocks.num_warps,
     )
 
@@ -405,8 +444,8 @@ def _gradients(
             _dense(grad, layout),
             _dense(source, layout),
             flow,
-            correction if d_attention is None else _dense(correction, layout),
-            attention,
+            None if d_attention is None else _dense(correction, layout),
+            None if d_correction is None else attention,
         )
         _launch(_backward, source, flow, attention, (*read, *written), options)
     if d_source is not None:

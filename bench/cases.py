@@ -1,0 +1,205 @@
+"""What is measured: the settings that a selection picks from the families' specifications."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch._functorch.config
+import torch._inductor.config
+from torch import Tensor
+
+import vsegops
+from vsegops._backends import BACKENDS, refusal
+from vsegops._spec import Case, Maker, OperatorSpec
+
+from .timing import Candidate
+
+DTYPES = {str(d).removeprefix("torch."): d for d in (torch.float32, torch.float64)} | {
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+LAYOUTS = ("contiguous", "channels_last")
+DIRECTIONS = ("forward", "backward")
+BASELINES = ("eager", "compile")
+
+#: On a GPU the copies of a call's tensors together are so many times the L2 cache.
+ROTATED = 4
+
+Run = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A case without its backend: ours on every backend and the baselines are timed in turn."""
+
+    spec: OperatorSpec
+    case: Case
+    dtype: str
+    layout: str
+    direction: str
+    device: str
+    threads: int
+
+    def names(self) -> dict[str, Any]:
+        """What identifies the setting in a result file."""
+        return {
+            "operator": self.spec.name,
+            "shape": self.case.name,
+            "dtype": self.dtype,
+            "layout": self.layout,
+            "direction": self.direction,
+            "device": self.device,
+            "threads": self.threads,
+        }
+
+    def maker(self, seed: int = 0) -> Maker:
+        return Maker(
+            device=self.device,
+            dtype=DTYPES[self.dtype],
+            channels_last=self.layout == "channels_last",
+            seed=seed,
+        )
+
+    def arguments(self) -> dict[str, Any]:
+        return self.case.make(self.maker())
+
+    def grad_output(self, output: Tensor) -> Tensor:
+        """The gradient that comes in: random, the same in every layout and for every candidate."""
+        return self.maker(seed=1).features(*output.shape)
+
+
+def forward(function: Callable[..., Any], arguments: dict[str, Any]) -> Run:
+    return partial(function, **arguments)
+
+
+def backward(setting: Setting, function: Callable[..., Any], arguments: dict[str, Any]) -> Run:
+    """The backward alone, over a graph that is prepared here and kept.
+
+    Every differentiable argument requires a gradient.
+    """
+    leaves = [
+        arguments[name].requires_grad_()
+        for name in setting.spec.differentiable
+        if isinstance(arguments.get(name), Tensor)
+    ]
+    output = function(**arguments)
+    grad = setting.grad_output(output).to(output.dtype)
+    return partial(
+        torch.autograd.grad, output, leaves, grad, retain_graph=True, materialize_grads=True
+    )
+
+
+def candidate(setting: Setting, name: str) -> Candidate:
+    """A backend of ours, or a baseline; may raise whatever PyTorch raises in preparing it."""
+    spec = setting.spec
+    context: Callable[[], Any] = nullcontext
+    if name == "eager":
+        function = spec.eager
+    elif name == "compile":
+        function = _compiled(spec.eager, setting.threads)
+    else:
+        function = spec.function
+        context = partial(vsegops.use_backend, name)
+    arguments = setting.arguments()
+    calls: list[Run] = []
+    with context():
+        for _ in range(_copies(setting, arguments)):
+            own = {k: x.clone() if isinstance(x, Tensor) else x for k, x in arguments.items()}
+            if setting.direction == "forward":
+                calls.append(forward(function, own))
+            else:
+                calls.append(backward(setting, function, own))
+    return Candidate(name, calls, context)
+
+
+def _compiled(function: Callable[..., Any], threads: int) -> Callable[..., Any]:
+    torch._dynamo.reset()
+    torch._functorch.config.donated_buffer = False  # or the graph could be run backward only once
+    torch._inductor.config.cpp.threads = threads  # the number is written into the generated code
+    return torch.compile(function, dynamic=False)
+
+
+def _copies(setting: Setting, arguments: dict[str, Any]) -> int:
+    """How many sets of tensors a call rotates over: one on a CPU, whose caches are evicted."""
+    if setting.device == "cpu":
+        return 1
+    cache = torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
+    moved = setting.spec.bytes_moved(arguments, setting.direction)
+    return min(max(ROTATED * cache // moved, 2), 32)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What the command line picked; an empty sequence is everything there is."""
+
+    operators: Sequence[str] = ()
+    shapes: Sequence[str] = ()
+    dtypes: Sequence[str] = ("float32",)
+    layouts: Sequence[str] = LAYOUTS
+    directions: Sequence[str] = DIRECTIONS
+    backends: Sequence[str] = ()
+    baselines: Sequence[str] = BASELINES
+    device: str = "cpu"
+    threads: Sequence[int] = (1,)
+    first_shape_only: bool = False
+
+    def candidates(self) -> list[str]:
+        return [*self._backends(), *self.baselines]
+
+    def _backends(self) -> list[str]:
+        """Those asked for; else those that serve the device, the reference only for want of any."""
+        if self.backends:
+            return list(self.backends)
+        status = vsegops.backends()
+        serving = [
+            name
+            for name, backend in BACKENDS.items()
+            if status[name].available
+            and refusal(backend, self.device) is None
+            and name != "reference"
+        ]
+        return serving or ["reference"]
+
+    def settings(self, specs: Iterable[OperatorSpec]) -> Iterator[Setting]:
+        """The settings in such an order that those that share a truth are neighbours."""
+        specs = list(specs)
+        _known("backend", self.backends, list(BACKENDS))
+        _known("operator", self.operators, [spec.name for spec in specs])
+        chosen = [spec for spec in specs if not self.operators or spec.name in self.operators]
+        _known("shape", self.shapes, [case.name for spec in chosen for case in spec.benchmarks])
+        threads = self.threads if self.device == "cpu" else (1,)
+        for spec in chosen:
+            for case in self._shapes(spec):
+                for dtype in self.dtypes:
+                    for direction in self.directions:
+                        if direction == "backward" and not spec.differentiable:
+                            continue
+                        for layout in self.layouts:
+                            for count in dict.fromkeys(threads):
+                                yield Setting(
+                                    spec, case, dtype, layout, direction, self.device, count
+                                )
+
+    def _shapes(self, spec: OperatorSpec) -> list[Case]:
+        cases = [case for case in spec.benchmarks if not self.shapes or case.name in self.shapes]
+        return cases[:1] if self.first_shape_only else cases
+
+
+def _known(what: str, asked: Iterable[str], known: Sequence[str]) -> None:
+    unknown = [name for name in asked if name not in known]
+    if unknown:
+        raise ValueError(
+            f"{what}: expected some of {', '.join(map(repr, dict.fromkeys(known)))},"
+            f" got {', '.join(map(repr, unknown))}"
+        )
+
+
+def first_line(error: Exception) -> str:
+    """What is recorded where a candidate does not run."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:200]

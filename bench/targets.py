@@ -1,0 +1,88 @@
+"""The project's stated targets, as data. They inform: a run that misses one does not fail.
+
+A family adds its own to `TARGETS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Target:
+    """Ours is at least `ratio` times as fast as `against`, everywhere that the rest describes.
+
+    Attributes:
+        shape, layout, direction: "" is every one.
+        against: a baseline, or "best": the faster of those that were measured.
+    """
+
+    operator: str
+    ratio: float
+    against: str
+    shape: str = ""
+    layout: str = ""
+    direction: str = ""
+    dtype: str = "float32"
+    backend: str = "cpu"
+    threads: int = 1
+
+    def __str__(self) -> str:
+        where = [self.shape or "every shape", self.layout or "both layouts"]
+        where += [self.direction or "both directions", self.dtype, self.backend]
+        against = "the better baseline" if self.against == "best" else self.against
+        return f"{self.operator} ({', '.join(where)}): {self.ratio:g} x {against}"
+
+
+def _warp() -> Iterable[Target]:
+    size = "C64 128x256"
+    yield Target("warp_correct", 3, "eager", size, "contiguous", "forward")
+    yield Target("warp_correct", 6, "compile", size, "contiguous", "forward")
+    yield Target("warp_correct", 6.5, "eager", size, "channels_last", "forward")
+    yield Target("flow_warp", 2, "eager", size, "contiguous", "forward")
+    yield Target("flow_warp", 4, "eager", size, "channels_last", "forward")
+    for operator in ("flow_warp", "warp_correct"):
+        yield Target(operator, 5, "eager", size, direction="backward")
+        yield Target(operator, 1, "best")
+
+
+TARGETS: tuple[Target, ...] = (*_warp(),)
+
+
+def verdicts(
+    records: Iterable[dict[str, Any]], targets: Iterable[Target] = TARGETS
+) -> list[dict[str, Any]]:
+    """For each target the lowest ratio measured, where, and `met` (None: nothing measured)."""
+    records = list(records)
+    return [_verdict(target, [r for r in records if _concerns(target, r)]) for target in targets]
+
+
+def _concerns(target: Target, record: dict[str, Any]) -> bool:
+    exact = all(
+        record[name] == getattr(target, name)
+        for name in ("operator", "dtype", "backend", "threads")
+    )
+    return exact and all(
+        getattr(target, name) in ("", record[name]) for name in ("shape", "layout", "direction")
+    )
+
+
+def _verdict(target: Target, records: list[dict[str, Any]]) -> dict[str, Any]:
+    ratios = [(_ratio(target, record), record) for record in records]
+    known = [
+        (ratio, ", ".join(record[name] for name in ("shape", "layout", "direction")))
+        for ratio, record in ratios
+        if ratio is not None
+    ]
+    lowest, where = min(known, default=(None, None))
+    met = None if lowest is None else lowest >= target.ratio and len(known) == len(records)
+    return {"target": str(target), "lowest": lowest, "where": where, "met": met}
+
+
+def _ratio(target: Target, record: dict[str, Any]) -> float | None:
+    baselines = record["baselines"]
+    names = baselines if target.against == "best" else [target.against]
+    ratios = [baselines[name]["ratio"] for name in names if name in baselines]
+    return min((ratio for ratio in ratios if ratio is not None), default=None)

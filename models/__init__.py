@@ -1,0 +1,1 @@
+"""Reference networks and the video runtime, built from the operators of `vsegops`."""

@@ -1,0 +1,90 @@
+"""Opening a video and decoding what can be decoded of it."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import BinaryIO, TypeAlias, cast
+
+import av
+from av.container import InputContainer
+from av.video.stream import VideoStream
+
+#: A path, a URL that FFmpeg can open, or a file object open for reading bytes.
+Source: TypeAlias = "str | os.PathLike[str] | BinaryIO"
+
+
+class CodecError(ValueError):
+    """The video cannot be read, or cannot be read with motion; the message says why."""
+
+
+def open_video(
+    source: Source, options: Mapping[str, str] | None = None
+) -> tuple[str, InputContainer, VideoStream]:
+    """Open the first video stream of `source`.
+
+    Args:
+        source: see `Source`.
+        options: for the demuxer, by FFmpeg's names.
+
+    Returns:
+        The source's name for messages, the container and the stream.
+
+    Raises:
+        CodecError: not a video, or one without a decoder.
+        FileNotFoundError: there is no such file.
+
+    Example:
+        >>> name, container, stream = open_video("clip.mp4")  # doctest: +SKIP
+    """
+    where = os.fspath(source) if isinstance(source, (str, os.PathLike)) else source
+    name = where if isinstance(where, str) else getattr(where, "name", None) or "the file object"
+    try:
+        container = cast(InputContainer, av.open(where, options=dict(options or {})))
+    except FileNotFoundError:
+        raise
+    except av.FFmpegError as error:
+        raise CodecError(f"cannot open {name}: {error.strerror}") from error
+    streams = container.streams.video
+    if not streams or streams[0].codec_context is None:
+        kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
+        container.close()
+        raise CodecError(f"{name}: expected video that can be decoded, found {kinds}")
+    return str(name), container, streams[0]
+
+
+def decode(
+    name: str, container: InputContainer, stream: VideoStream
+) -> Iterator[tuple[av.VideoFrame, bool]]:
+    """Every picture that can be had, in order, and whether nothing was lost just before it.
+
+    What cannot be read is skipped with a warning. The flag tells of losses between packets and of
+    packets that were skipped; a picture that the decoder has mended says so itself (`is_corrupt`).
+    """
+    packets = container.demux(stream)
+    whole = True
+    for position in range(2**63):
+        try:
+            packet = next(packets, None)
+        except av.FFmpegError as error:
+            _warn(f"{name} ends early, after {position} packets: {error.strerror}")
+            return
+        if packet is None:
+            return
+        whole = whole and not packet.is_corrupt
+        try:
+            pictures = packet.decode()
+        except EOFError:
+            return
+        except av.FFmpegError as error:
+            _warn(f"{name}: packet {position} is skipped: {error.strerror}")
+            whole = False
+            continue
+        for picture in pictures:
+            yield picture, whole
+            whole = True
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, RuntimeWarning, stacklevel=4)

@@ -1,0 +1,256 @@
+"""The benchmarks' machinery: what is written, what is refused, what is compared. No timings."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import vsegops
+from vsegops._spec import Case, OperatorSpec, specs
+
+sys.path.append(str(Path(__file__).parents[1]))  # `bench` is not installed
+pytest.importorskip("matplotlib")
+pytest.importorskip("tqdm")
+
+from bench import __main__ as command
+from bench import agreement, plot, report, targets, timing
+from bench.cases import Selection
+from bench.compare import compare
+from bench.measure import run
+
+EFFORT = timing.Effort(least=3, most=3, batches=3)
+
+
+def tiny_spec(**changes: Any) -> OperatorSpec:
+    """flow_warp, measured at a size that takes no time."""
+    spec = next(spec for spec in specs() if spec.name == "flow_warp")
+
+    def make(maker: Any) -> dict[str, Any]:
+        return {"input": maker.features(1, 3, 5, 6), "flow": maker.flow(1, 5, 6)}
+
+    return dataclasses.replace(spec, **{"benchmarks": [Case("tiny", make)], **changes})
+
+
+def measure(*operators: OperatorSpec, **selection: Any) -> dict[str, Any]:
+    chosen = Selection(**{"backends": ("reference",), "baselines": ("eager",), **selection})
+    clock = timing.CpuClock(evicted=4096)
+    return run(operators, chosen, EFFORT, clock, copy_bytes=4096, progress=False)
+
+
+@pytest.fixture(scope="module")
+def results() -> dict[str, Any]:
+    found = measure(tiny_spec(), threads=(1, 2))
+    found["targets"] = targets.verdicts(found["records"])
+    return found
+
+
+def test_the_json_holds_every_case(results: dict[str, Any]) -> None:
+    read = json.loads(json.dumps(results))
+    assert read["schema"] == 1
+    cases = {(r["layout"], r["direction"], r["threads"]) for r in read["records"]}
+    assert len(cases) == len(read["records"]) == 8
+    for record in read["records"]:
+        assert record["agreement"]["passed"]
+        assert record["timing"]["samples"] == 3
+        assert record["timing"]["p20_ms"] <= record["timing"]["median_ms"]
+        assert record["timing"]["median_ms"] <= record["timing"]["p80_ms"]
+        assert record["baselines"]["eager"]["ratio"] > 0
+        assert all(record[key] > 0 for key in ("bytes", "operations", "times_floor", "gbps"))
+        assert (record["memory"] is None) == (record["direction"] == "backward")
+    assert [copied["threads"] for copied in read["copy_bandwidth"]] == [1, 2]
+    assert {o["grad"] for o in read["overhead"]} == {False, True}
+    assert {o["candidate"] for o in read["overhead"]} == {"reference", "eager"}
+
+
+def test_the_environment_is_recorded(results: dict[str, Any]) -> None:
+    environment = results["environment"]
+    assert environment["torch"] == torch.__version__
+    assert environment["vsegops"] == vsegops.__version__
+    assert environment["cores"] >= 1
+    assert {"MALLOC_TOP_PAD_", "ATEN_CPU_CAPABILITY"} <= set(environment["variables"])
+
+
+def test_a_table_and_a_figure_are_made(results: dict[str, Any], tmp_path: Path) -> None:
+    text = report.report(results)
+    assert "tiny, channels_last, backward, reference" in text
+    assert "flow_warp, without grad" in text
+    paths = plot.plots(results, tmp_path)
+    assert [path.name for path in paths] == [
+        "roofline-cpu-1-thread.png",
+        "roofline-cpu-2-threads.png",
+    ]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
+
+
+def wrong_in_float32(input: torch.Tensor, flow: torch.Tensor) -> torch.Tensor:
+    """Right where the truth is computed, and a hundredth off where it is measured."""
+    out = vsegops.flow_warp(input, flow)
+    return out if out.dtype == torch.float64 else 1.01 * out
+
+
+def test_a_wrong_operator_gets_no_ratio(tmp_path: Path) -> None:
+    found = measure(tiny_spec(function=wrong_in_float32))
+    for record in found["records"]:
+        assert not record["agreement"]["passed"]
+        assert record["timing"] is not None
+        assert record["baselines"]["eager"]["ratio"] is None
+        assert record["times_floor"] is record["gbps"] is record["gops"] is None
+    assert "disagrees with the truth: error 1.0e-02" in report.report(found)
+    assert plot.plots(found, tmp_path)
+
+
+def test_a_wrong_baseline_gets_no_ratio() -> None:
+    found = measure(tiny_spec(eager=lambda input, flow: 1.1 * input))
+    assert [r["baselines"]["eager"]["ratio"] for r in found["records"]] == [None] * 4
+    assert all(record["times_floor"] for record in found["records"])
+    assert "(disagrees)" in report.report(found)
+
+
+def test_nan_never_agrees() -> None:
+    exact = torch.ones(100, dtype=torch.float64)
+    out = exact.clone()
+    out[0] = float("nan")
+    assert not agreement.compare(out, [exact], 1.0).passed
+    assert agreement.compare(out, [exact], 1.0, share=0.01).passed
+    assert not agreement.compare(exact[:50], [exact], 1.0).passed
+    assert agreement.compare(out, [exact], 1.0).json()["error"] is None
+    assert not agreement.compare((exact, exact), [exact], 1.0).passed
+
+
+def test_labels_have_to_be_equal() -> None:
+    labels = torch.arange(100)
+    other = labels.clone()
+    other[0] += 1
+    assert agreement.compare(labels, [labels], 1e-6).passed
+    assert not agreement.compare(other, [labels], 1e-6).passed
+    assert agreement.compare(other, [labels], 1e-6, share=0.01).passed
+
+
+def test_what_does_not_compile_or_run_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no compiler\nand more")
+
+    monkeypatch.setattr(torch, "compile", refuse)
+    chosen = {"layouts": ("contiguous",), "directions": ("forward",)}
+    (record,) = measure(tiny_spec(), baselines=("eager", "compile"), **chosen)["records"]
+    assert record["baselines"]["compile"]["failed"] == "RuntimeError: no compiler"
+    assert record["baselines"]["eager"]["ratio"] > 0
+
+    broken = measure(tiny_spec(), backends=("reference", "cuda"), **chosen)
+    by_name = {record["backend"]: record for record in broken["records"]}
+    if not vsegops.backends()["cuda"].available:
+        assert "not available" in by_name["cuda"]["failed"]
+        assert by_name["cuda"]["timing"] is None
+    assert by_name["reference"]["agreement"]["passed"]
+    assert report.report(broken)
+
+
+def with_median(results: dict[str, Any], factor: float, spread: float) -> dict[str, Any]:
+    """The results with every median multiplied, and a given spread around it."""
+    changed = copy.deepcopy(results)
+    for record in changed["records"]:
+        median = factor
+        record["timing"] |= {
+            "median_ms": median,
+            "p20_ms": median * (1 - spread / 2),
+            "p80_ms": median * (1 + spread / 2),
+        }
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("factor", "spread", "verdict"),
+    [
+        (1.04, 0.0, "same"),  # within what any two runs differ by
+        (1.06, 0.0, "slower"),
+        (1.13, 0.1, "same"),  # within the two spreads together: 0.1 * sqrt(2)
+        (1.15, 0.1, "slower"),
+        (1 / 1.13, 0.1, "same"),
+        (1 / 1.15, 0.1, "faster"),
+    ],
+)
+def test_compare_fails_beyond_the_noise_only(
+    results: dict[str, Any], factor: float, spread: float, verdict: str
+) -> None:
+    before, after = with_median(results, 1.0, spread), with_median(results, factor, spread)
+    comparison = compare(before, after)
+    assert {change.verdict for change in comparison.changes} == {verdict}
+    assert comparison.failed == (verdict == "slower")
+
+
+def test_compare_names_what_is_missing(results: dict[str, Any]) -> None:
+    fewer = copy.deepcopy(results)
+    gone = fewer["records"].pop(0)
+    comparison = compare(results, fewer)
+    assert not comparison.failed
+    (name,) = comparison.only_before
+    assert f"only in the first: {name}" in str(comparison)
+    assert all(str(gone[key]) in name for key in ("operator", "shape", "layout", "backend"))
+    assert compare(fewer, results).only_after == [name]
+    assert compare({"records": []}, results).failed
+
+
+def test_compare_fails_where_agreement_is_lost(results: dict[str, Any]) -> None:
+    broken = copy.deepcopy(results)
+    broken["records"][0]["agreement"]["passed"] = False
+    assert compare(results, broken).failed
+    assert not compare(broken, results).failed
+
+
+def test_the_exit_status_of_compare(results: dict[str, Any], tmp_path: Path) -> None:
+    paths = [tmp_path / "before.json", tmp_path / "after.json"]
+    for path, factor in zip(paths, (1.0, 2.0), strict=True):
+        path.write_text(json.dumps(with_median(results, factor, 0.1)))
+    before, after = map(str, paths)
+    assert command.main(["compare", before, after]) == 1
+    assert command.main(["compare", before, before]) == 0
+    assert command.main(["compare", after, before]) == 0
+
+
+def test_targets_take_the_lowest_ratio(results: dict[str, Any]) -> None:
+    record = results["records"][0]
+    assert record["threads"] == 1
+    every = [
+        record | {"shape": shape, "baselines": {"eager": {"ratio": a}, "compile": {"ratio": b}}}
+        for shape, a, b in (("first", 3.0, 1.5), ("second", 2.0, None))
+    ]
+    of: dict[str, Any] = {"operator": "flow_warp", "backend": "reference"}
+    wanted = [
+        targets.Target(**of, ratio=2, against="eager"),
+        targets.Target(**of, ratio=2, against="best"),
+        targets.Target(**of, ratio=2, against="compile", shape="third"),
+    ]
+    found = targets.verdicts(every, wanted)
+    assert [(v["lowest"], v["met"]) for v in found] == [(2.0, True), (1.5, False), (None, None)]
+    assert found[1]["where"].startswith("first")
+
+
+def test_a_selection_knows_its_names() -> None:
+    operators = specs()
+    settings = list(Selection(threads=(1, 1)).settings(operators))
+    assert len(settings) == len(set(map(repr, (s.names() for s in settings))))
+    with pytest.raises(ValueError, match=r"operator: expected some of .*, got 'nothing'"):
+        list(Selection(operators=("nothing",)).settings(operators))
+    with pytest.raises(ValueError, match="shape"):
+        list(Selection(shapes=("nothing",)).settings(operators))
+
+
+def test_samples_are_interleaved_and_rotated() -> None:
+    order: list[str] = []
+
+    def say(name: str) -> Any:
+        return lambda: order.append(name)
+
+    three = [timing.Candidate(name, [say(name), say(name.lower())]) for name in "ABC"]
+    samples = timing.interleave(three, timing.CpuClock(4096), timing.Effort.exactly(3))
+    assert "".join(order[-9:]).upper() == "ABCBCACAB"
+    assert order.count("A") + order.count("a") == order.count("B") + order.count("b")
+    assert abs(order.count("A") - order.count("a")) <= 1
+    assert {name: len(taken) for name, taken in samples.items()} == {"A": 3, "B": 3, "C": 3}

@@ -1,0 +1,46 @@
+"""The examples in the docstrings of every public name run and print what they say."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import inspect
+
+import pytest
+
+import vsegops
+from vsegops._spec import specs
+
+MODULES = [importlib.import_module(name) for name in ("vsegops", "vsegops.nn")]
+PUBLIC = {
+    f"{module.__name__}.{name}": getattr(module, name)
+    for module in MODULES
+    for name in getattr(module, "__all__", ())
+    if callable(getattr(module, name))
+}
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_examples(name):
+    value = PUBLIC[name]
+    found = [t for t in doctest.DocTestFinder(recurse=False).find(value, name) if t.examples]
+    for test in found:
+        said: list[str] = []
+        failed, _ = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test, out=said.append)
+        assert not failed, "".join(said)
+    assert found or inspect.isclass(value), f"{name} has no example"
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_every_parameter_is_documented(name):
+    value = PUBLIC[name]
+    assert value.__doc__, f"{name} has no docstring"
+    if inspect.isfunction(value):
+        missing = [p for p in inspect.signature(value).parameters if p not in value.__doc__]
+        assert not missing, f"{name} does not say what {', '.join(missing)} is"
+
+
+def test_every_operator_is_public():
+    for spec in specs():
+        assert getattr(vsegops, spec.name) is spec.function
+        assert spec.name in vsegops.__all__

@@ -1,0 +1,126 @@
+"""Random calls against the truth: shapes, strides, dtypes, options, strange flows, gradients.
+
+Reproducible unless VSEGOPS_FUZZ_EXAMPLES asks for a number of examples of its own, which are then
+new ones each time. Also meant to be run under AddressSanitizer.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from helpers import FORMATS, STRIDES, Target, assert_agrees, cotangent_of, differentiable, tensors
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from vsegops import flow_warp, warp_correct
+from vsegops._spec import Maker, OperatorSpec, specs
+
+EXAMPLES = os.environ.get("VSEGOPS_FUZZ_EXAMPLES")
+fuzz = settings(
+    max_examples=int(EXAMPLES or 80),
+    derandomize=EXAMPLES is None,
+    database=None,
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=list(HealthCheck),
+)
+
+SPECS = {spec.name: spec for spec in specs()}
+#: Small ones, and those around the widths of vectors and tiles.
+SIDES = st.one_of(st.integers(1, 6), st.sampled_from([7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65]))
+CHANNELS = st.one_of(st.integers(1, 9), st.sampled_from([15, 16, 17, 31, 32, 33]))
+STRANGE = (0.0, -0.5, 3.0, torch.inf, -torch.inf, torch.nan, 1e30, -1e30, 2.0**31, -(2.0**40))
+LAYOUTS = st.sampled_from([None, *STRIDES])
+
+
+@st.composite
+def makers(draw: st.DrawFn, device: str) -> Maker:
+    dtype, flow_dtype = FORMATS[draw(st.sampled_from(list(FORMATS)))]
+    return Maker(
+        device=device,
+        dtype=dtype,
+        flow_dtype=flow_dtype,
+        channels_last=draw(st.booleans()),
+        seed=draw(st.integers(0, 1000)),
+    )
+
+
+def scatter(draw: st.DrawFn, flow: torch.Tensor) -> None:
+    """Put strange values in some places of a flow."""
+    if flow.numel() == 0:
+        return
+    places = st.tuples(*[st.integers(0, size - 1) for size in flow.shape])
+    for place, value in draw(st.lists(st.tuples(places, st.sampled_from(STRANGE)), max_size=6)):
+        flow[place] = value
+
+
+def disturbed(draw: st.DrawFn, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The same call with strange flows, and every tensor in strides of its own."""
+    result = dict(arguments)
+    for name, x in tensors(arguments).items():
+        if "flow" in name and draw(st.booleans()):
+            scatter(draw, x)
+        layout = draw(LAYOUTS)
+        if layout is not None and x.dim() >= 3:
+            result[name] = STRIDES[layout](x)
+    return result
+
+
+def check(draw: st.DrawFn, spec: OperatorSpec, arguments: dict[str, Any]) -> None:
+    arguments = disturbed(draw, arguments)
+    names = differentiable(spec, arguments)
+    wanted = [name for name in names if draw(st.booleans())]
+    cotangent = None
+    layout = draw(LAYOUTS)
+    if wanted and layout is not None:
+        cotangent = cotangent_of(spec.function(**arguments))
+        if cotangent.dim() >= 3:
+            cotangent = STRIDES[layout](cotangent)
+    assert_agrees(spec, arguments, wanted, cotangent=cotangent)
+
+
+@fuzz
+@given(data=st.data())
+def test_specified_cases(spec: OperatorSpec, target: Target, data: st.DataObject):
+    """Any family: a case of the specification, disturbed."""
+    small = [
+        case
+        for case in spec.cases
+        if all(x.numel() < 4000 for x in tensors(case.make(Maker())).values())
+    ]
+    case = data.draw(st.sampled_from(small))
+    check(data.draw, spec, case.make(data.draw(makers(target.device))))
+
+
+@st.composite
+def warp_options(draw: st.DrawFn) -> dict[str, Any]:
+    scales = st.floats(-4, 4, width=32)
+    return {
+        "scale": draw(st.one_of(st.just("semantic"), scales, st.tuples(scales, scales))),
+        "align_corners": draw(st.booleans()),
+        "mode": draw(st.sampled_from(["bilinear", "nearest"])),
+        "padding_mode": draw(st.sampled_from(["zeros", "border"])),
+    }
+
+
+@fuzz
+@given(data=st.data())
+def test_warps(target: Target, data: st.DataObject):
+    """Any source and output size, any options."""
+    draw = data.draw
+    maker = draw(makers(target.device))
+    n, c = draw(st.integers(0, 3)), draw(st.one_of(st.just(0), CHANNELS))
+    source = draw(SIDES), draw(SIDES)
+    size = draw(st.one_of(st.just(source), st.tuples(SIDES, SIDES)))
+    x = maker.features(n, c, *source)
+    flow = maker.flow(n, *size, magnitude=draw(st.sampled_from([0.0, 0.3, 2.0, 50.0])))
+    arguments = {"flow": flow, **draw(warp_options())}
+    if draw(st.booleans()):
+        check(draw, SPECS[flow_warp.__name__], {"input": x, **arguments})
+        return
+    attention = maker.unit(n, 1, *size) if draw(st.booleans()) else None
+    correction = maker.features(n, c, *size)
+    given = {"previous": x, **arguments, "correction": correction, "attention": attention}
+    check(draw, SPECS[warp_correct.__name__], given)

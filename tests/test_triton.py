@@ -1,0 +1,341 @@
+"""What is particular to the Triton backend and can be checked without a GPU.
+
+Every kernel is compiled ahead of time, just as the operators would launch it, and its machine code
+is inspected. That the kernels compute the right thing is `test_contract.py --backend triton`, which
+needs TRITON_INTERPRET=1 where there is no GPU; a small part of it runs from here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+triton = pytest.importorskip("triton")
+if os.environ.get("TRITON_INTERPRET", "0") == "1":
+    pytest.skip("under TRITON_INTERPRET nothing is compiled", allow_module_level=True)
+
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+
+from vsegops._determinism import nondeterministic  # noqa: E402
+
+warp: Any = importlib.import_module("vsegops.ops.warp.triton")
+
+POINTERS = {
+    torch.float64: "*fp64",
+    torch.float32: "*fp32",
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+}
+DTYPES = tuple(POINTERS)
+LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
+
+
+# --- compiling what the operators would launch --------------------------------------------------
+
+
+@dataclass
+class Launch:
+    """One call of `_triton.launch`."""
+
+    kernel: Any
+    programs: int
+    arguments: Sequence[Any]
+    num_warps: int
+    constants: dict[str, Any]
+
+    def compile(self, architecture: int) -> Any:
+        """Compile for the compute capability `architecture / 10`, specialised as Triton would."""
+        signature, constants, attributes = {}, dict(self.constants), {}
+        for i, (parameter, value) in enumerate(
+            zip(self.kernel.params, self.arguments, strict=False)
+        ):
+            specialized = not parameter.do_not_specialize
+            aligned = isinstance(value, Tensor)
+            if isinstance(value, Tensor):
+                kind = POINTERS[value.dtype]
+            elif value is None or (specialized and isinstance(value, int) and value == 1):
+                kind, constants[parameter.name] = "constexpr", value
+            elif isinstance(value, float):
+                kind = parameter.annotation_type or "fp32"
+            else:
+                kind = "i32" if value < 2**31 else "i64"
+                aligned = specialized and value % 16 == 0
+            signature[parameter.name] = kind
+            if aligned:
+                attributes[(i,)] = [["tt.divisibility", 16]]
+        signature |= dict.fromkeys(self.constants, "constexpr")
+        return triton.compile(
+            ASTSource(self.kernel, signature, constants, attributes),
+            target=GPUTarget("cuda", architecture, 32),
+            options={"num_warps": self.num_warps, "enable_fp_fusion": False},
+        )
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Launch]:
+    """Calls an operator on tensors without memory and tells what it would have launched."""
+    launches: list[Launch] = []
+
+    def record(
+        kernel: Any, programs: int, *arguments: Any, num_warps: int, **constants: Any
+    ) -> None:
+        launches.append(Launch(kernel, programs, arguments, num_warps, constants))
+
+    monkeypatch.setattr(warp, "launch", record)
+
+    def call(operator: Callable[..., Any], *arguments: Any) -> Launch:
+        launches.clear()
+        operator(*arguments)
+        (launch,) = launches
+        return launch
+
+    return call
+
+
+def features(shape: Sequence[int], dtype: torch.dtype, layout: str) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta", memory_format=LAYOUTS[layout])
+
+
+def options(
+    align_corners: bool = True, mode: str = "bilinear", padding_mode: str = "zeros"
+) -> tuple[Any, ...]:
+    return 1.0, 1.0, False, align_corners, mode, padding_mode
+
+
+def arguments(
+    dtype: torch.dtype,
+    layout: str,
+    *,
+    backward: bool,
+    channels: int = 64,
+    source: tuple[int, int] = (128, 256),
+    size: tuple[int, int] = (128, 256),
+    corrected: bool = True,
+    flow_dtype: torch.dtype | None = None,
+    wanted: int = 15,
+    **chosen: Any,
+) -> tuple[Any, ...]:
+    """An operator and its arguments."""
+    input = features((1, channels, *source), dtype, layout)
+    flow = features((1, 2, *size), flow_dtype or dtype, "nchw")
+    grad = features((1, channels, *size), dtype, layout)
+    tensors: tuple[Any, ...] = (grad, input, flow) if backward else (input, flow)
+    if corrected:
+        tensors += grad, features((1, 1, *size), dtype, layout)
+    operator = {
+        (False, False): warp.flow_warp,
+        (False, True): warp.flow_warp_backward,
+        (True, False): warp.warp_correct,
+        (True, True): warp.warp_correct_backward,
+    }[corrected, backward]
+    return operator, *tensors, *options(**chosen), *([wanted] if backward else [])
+
+
+def tool(name: str) -> Path:
+    return Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+
+
+def resources(compiled: Any, tmp_path: Path) -> dict[str, int]:
+    """Registers, stack and local memory, in the words of the binary."""
+    if not tool("cuobjdump").exists():
+        pytest.skip("this Triton comes without cuobjdump")
+    cubin = tmp_path / "kernel.cubin"
+    cubin.write_bytes(compiled.asm["cubin"])
+    command = [tool("cuobjdump"), "--dump-resource-usage", cubin]
+    report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", report)}
+
+
+def assert_fits(compiled: Any, tmp_path: Path, registers: int) -> None:
+    """Nothing is spilled, and there are registers for several programs a multiprocessor."""
+    used = resources(compiled, tmp_path)
+    assert used["STACK"] == 0, used
+    assert used["LOCAL"] == 0, used
+    assert used["REG"] <= registers, used
+
+
+def accesses(compiled: Any, instruction: str) -> set[str]:
+    """Widths of an access to global memory in the PTX: {"b32", "v4.b32", ...}."""
+    found = re.findall(
+        rf"\b{instruction}\.global[\w.]*?\.((?:v\d\.)?[bfu]\d+)\b", compiled.asm["ptx"]
+    )
+    return set(found)
+
+
+BITS = {torch.float64: 64, torch.float32: 32, torch.float16: 16, torch.bfloat16: 16}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("architecture", [80, 90, 100])
+def test_forward_compiles(launched, tmp_path, architecture, dtype, layout):
+    launch = launched(*arguments(dtype, layout, backward=False))
+    compiled = launch.compile(architecture)
+    assert_fits(compiled, tmp_path, registers=128)
+    bits = BITS[dtype]
+    if layout == "nhwc":  # 16 bytes of channels at once
+        width = {64: "v2.b64"}.get(bits, "v4.b32")
+    else:  # neighbouring pixels in neighbouring lanes
+        width = f"b{bits}"
+    assert width in accesses(compiled, "ld")
+    assert accesses(compiled, "st") == {width}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("architecture", [80, 90, 100])
+def test_backward_compiles(launched, tmp_path, architecture, dtype, layout):
+    launch = launched(*arguments(dtype, layout, backward=True))
+    compiled = launch.compile(architecture)
+    assert_fits(compiled, tmp_path, registers=168)
+    added = accesses(compiled, "red") | accesses(compiled, "atom")
+    if dtype == torch.float64:
+        assert added == {"f64"}
+    elif layout == "nhwc" and architecture >= 90:
+        assert added == {"v4.f32"}
+    else:
+        assert added == {"f32"}
+
+
+#: Everything that changes code, each beside the defaults.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "no correction": {"corrected": False},
+    "nearest": {"mode": "nearest"},
+    "border": {"padding_mode": "border"},
+    "resize": {"source": (64, 128)},
+    "resize, corners apart": {"source": (64, 128), "align_corners": False},
+    "odd channels": {"channels": 19},
+    "one channel": {"channels": 1},
+    "image": {"channels": 3, "source": (1024, 2048), "size": (1024, 2048)},
+    "few pixels": {"source": (30, 40), "size": (30, 40)},
+    "beyond 2^31": {"channels": 8, "source": (2**14, 2**15), "size": (2**14, 2**15)},
+    "float32 flow": {"flow_dtype": torch.float32},
+    "wanted: input": {"wanted": 1},
+    "wanted: flow": {"wanted": 2},
+    "wanted: correction": {"wanted": 4},
+    "wanted: attention": {"wanted": 8},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+def test_variant_compiles(launched, tmp_path, backward, layout, variant):
+    chosen = VARIANTS[variant]
+    if "wanted" in chosen and not backward:
+        pytest.skip("a forward computes all of its output")
+    dtype = torch.float16 if "flow_dtype" in chosen else torch.float32
+    launch = launched(*arguments(dtype, layout, backward=backward, **chosen))
+    assert_fits(launch.compile(90), tmp_path, registers=168)
+
+
+def test_nearest_has_no_gradient_of_the_flow_to_launch_for(launched):
+    asked = arguments(
+        torch.float32, "nchw", backward=True, corrected=False, mode="nearest", wanted=2
+    )
+    with pytest.raises(ValueError, match="not enough values"):
+        launched(*asked)
+
+
+def test_products_are_not_contracted(launched):
+    """A product that is fused into the subtraction after it has no rounding error left to find."""
+    launch = launched(*arguments(torch.float32, "nchw", backward=False, corrected=False))
+    assert {p.name for p in launch.kernel.params if p.annotation_type == "fp64"} == {
+        "scale_x",
+        "scale_y",
+    }, "a scale that arrives as float32 has lost its lower half"
+    ptx = launch.compile(90).asm["ptx"]
+    assert "mul.rn.f32" in ptx, "multiplications that must round keep their rounding"
+    assert "mul.f32" not in ptx
+
+
+def test_index_arithmetic_is_wide_only_where_it_has_to_be(launched):
+    small = launched(*arguments(torch.float32, "nchw", backward=False))
+    assert small.constants["INDEX"] == triton.language.int32
+    large = launched(*arguments(torch.float32, "nchw", backward=False, **VARIANTS["beyond 2^31"]))
+    assert large.constants["INDEX"] == triton.language.int64
+    # Small tensors, but a flow whose strides skip far.
+    flow = torch.empty(1, device="meta").as_strided((1, 2, 128, 256), (1, 2**31, 256, 1))
+    input = features((1, 64, 128, 256), torch.float32, "nchw")
+    strided = launched(warp.flow_warp, input, flow, *options())
+    assert strided.constants["INDEX"] == triton.language.int64
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+def test_tiles_fill_a_gpu(launched, backward, dtype, layout):
+    """90 x 120 pixels, the smallest map of the papers, still occupy every multiprocessor twice."""
+    size = {"source": (90, 120), "size": (90, 120)}
+    launch = launched(*arguments(dtype, layout, backward=backward, **size))
+    assert launch.programs >= 2 * 132
+    tile = launch.constants["BLOCK_P"] * launch.constants["BLOCK_C"]
+    assert tile >= 32 * launch.num_warps, "no thread is idle"
+
+
+# --- determinism --------------------------------------------------------------------------------
+
+
+def test_gradients_that_vary_raise_where_determinism_is_asked_for(launched):
+    torch.use_deterministic_algorithms(True)
+    for corrected, name in ((False, "flow_warp"), (True, "warp_correct")):
+        asked = arguments(torch.float32, "nchw", backward=True, corrected=corrected)
+        with pytest.raises(RuntimeError, match=f"vsegops_triton::{name}_backward does not have"):
+            launched(*asked)
+        launched(*asked[:-1], 2)  # the flow's gradient is a sum in a fixed order
+
+
+def test_determinism_may_be_only_a_warning():
+    nondeterministic("vsegops::nothing")  # nobody asked
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    with pytest.warns(UserWarning, match="vsegops::nothing does not have a deterministic"):
+        nondeterministic("vsegops::nothing")
+
+
+# --- in the interpreter -------------------------------------------------------------------------
+
+
+def interpreted(code: str) -> str:
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_interpreter_agrees_with_the_truth():
+    """One case of each operator, so that a plain run of the tests has executed the kernels."""
+    interpreted(
+        """
+import torch, vsegops
+from vsegops._spec import Maker, specs
+from vsegops.ops.warp import spec
+for channels_last in (False, True):
+    for operator in spec.OPERATORS:
+        case = next(case for case in operator.cases if case.name == "odd resize")
+        arguments = case.make(Maker(channels_last=channels_last))
+        with vsegops.use_backend("triton"):
+            out = operator.function(**arguments)
+        truth = operator.truth(arguments)
+        error = (out - truth).abs().max() / truth.abs().max()
+        assert error <= operator.float32_error[0], (operator.name, channels_last, error)
+"""
+    )
+
+
+def test_importing_the_package_does_not_import_triton():
+    code = "import sys, vsegops; assert 'triton' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
