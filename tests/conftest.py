@@ -26,6 +26,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     for marker in (
         "cuda: needs CUDA tensors",
+        "cuda_build: compiles the CUDA kernels with nvcc, for minutes",
         "only(*backends): says something about these backends alone",
         "not_interpreted(reason): cannot run in Triton's interpreter, because of `reason`",
     ):

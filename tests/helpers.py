@@ -95,7 +95,7 @@ def cases(spec: OperatorSpec, target: Target) -> Iterator[tuple[str, Make]]:
 
 
 def representatives(spec: OperatorSpec, target: Target) -> Iterator[tuple[str, Make]]:
-    """One case for each choice of code: of words, flags, absent tensors. Four when interpreted."""
+    """One case for each choice of code: of words, flags, absent tensors. Two when interpreted."""
     seen: set[Any] = set()
     for case in spec.cases:
         choice = tuple(
@@ -103,7 +103,7 @@ def representatives(spec: OperatorSpec, target: Target) -> Iterator[tuple[str, M
             for name, value in sorted(case.make(Maker()).items())
             if value is None or isinstance(value, (str, bool))
         )
-        enough = target.interpreted and len(seen) == 4
+        enough = target.interpreted and len(seen) == 2
         if choice not in seen and not enough and not _is_large(case):
             seen.add(choice)
             yield case.name, case.make
@@ -279,6 +279,7 @@ def assert_close(
     error: float,
     roundings: int = 1,
     flips: float = 0.0,
+    least: float = 0.0,
     instead: Callable[[], Iterable[Tensor]] = tuple,
     what: str = "",
 ) -> None:
@@ -290,17 +291,19 @@ def assert_close(
         roundings: a float16 or bfloat16 value may be off by so many roundings besides.
         flips: share of elements that may differ by anything, because a rounding flipped a choice.
             They must differ both ways: the sum of n random signs stays below 4 sqrt(n).
+        least: the largest truth counts as at least this: where it may cancel to nothing.
         instead: truths that will do as well, element by element; asked for if `truth` does not.
     """
     assert actual.shape == truth.shape, f"{what}: {list(actual.shape)}, not {list(truth.shape)}"
     value, exact = actual.detach().double().cpu(), truth.detach().double().cpu()
-    bound = _bound(exact, actual.dtype, error, roundings)
+    bound = _bound(exact, actual.dtype, error, roundings, least)
     outside = ~((value - exact).abs() <= bound)  # NaN is outside
     if not outside.any():
         return
     for other in instead():
         other = other.double().cpu()
-        outside &= ~((value - other).abs() <= _bound(other, actual.dtype, error, roundings))
+        bound_there = _bound(other, actual.dtype, error, roundings, least)
+        outside &= ~((value - other).abs() <= bound_there)
     difference = torch.where(outside, value - exact, 0.0)
     share = outside.double().mean().item()
     worst = (difference.abs() / bound.clamp(min=1e-300)).nan_to_num(torch.inf).argmax()
@@ -313,11 +316,13 @@ def assert_close(
     assert difference.sum().abs() <= 4 * difference.norm(), f"{what}: the flips are biased"
 
 
-def _bound(exact: Tensor, dtype: torch.dtype, error: float, roundings: int) -> Tensor:
+def _bound(exact: Tensor, dtype: torch.dtype, error: float, roundings: int, least: float) -> Tensor:
     """How far each element may be from the truth."""
     if not dtype.is_floating_point or exact.numel() == 0:
         return torch.zeros_like(exact)
-    allowed = (FLOAT64_ERROR if dtype == torch.float64 else error) * exact.abs().max()
+    allowed = (FLOAT64_ERROR if dtype == torch.float64 else error) * exact.abs().max().clamp(
+        min=least
+    )
     if dtype not in (torch.float16, torch.bfloat16):
         return allowed.expand_as(exact)
     rounded = (exact.abs() + allowed).clamp(min=torch.finfo(dtype).tiny)  # the step's least size
@@ -348,6 +353,7 @@ def assert_agrees(
     *,
     function: Callable[..., Tensor] | None = None,
     cotangent: Tensor | None = None,
+    least: float = 0.0,
     what: str = "",
 ) -> Result:
     """The operator's result and gradients are the truth's, within the specification's bounds."""
@@ -358,7 +364,7 @@ def assert_agrees(
         cotangent = cotangent_of(result.output)
     truth = truth_of(spec, arguments, wanted, cotangent)
     others = cache(lambda: [truth_of(spec, a, wanted, cotangent) for a in _moved(arguments)])
-    compare = partial(assert_close, roundings=spec.roundings, flips=spec.flips)
+    compare = partial(assert_close, roundings=spec.roundings, flips=spec.flips, least=least)
     forward, backward = spec.float32_error
     compare(
         result.output,

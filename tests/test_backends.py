@@ -181,29 +181,29 @@ print(time.perf_counter() - start)
 
 
 def test_works_without_compiled_libraries():
-    code = """
+    code = f"""
 import pathlib
 exists = pathlib.Path.exists
 pathlib.Path.exists = lambda self, **k: self.suffix != ".so" and exists(self, **k)
 import vsegops
 status = vsegops.backends()["cpu"]
 assert not status and "not compiled" in status.reason, status
-""" + CALL
+{CALL}"""
     assert "vsegops_reference" in output_of(code)
 
 
 def test_works_with_a_library_that_does_not_load():
-    code = """
+    code = f"""
 import pathlib, torch
 pathlib.Path.exists = lambda self, **k: True
-pathlib.Path.read_text = lambda self, **k: "{}"
+pathlib.Path.read_text = lambda self, **k: "{{}}"
 def fail(path): raise OSError("undefined symbol: aoti_torch_something\\nand more")
 torch.ops.load_library = fail
 import vsegops
 status = vsegops.backends()["cpu"]
 assert not status and "undefined symbol" in status.reason, status
 assert "\\n" not in status.reason
-""" + CALL
+{CALL}"""
     assert "vsegops_reference" in output_of(code)
 
 

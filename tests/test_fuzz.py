@@ -18,8 +18,9 @@ from vsegops import flow_warp, warp_correct
 from vsegops._spec import Maker, OperatorSpec, specs
 
 EXAMPLES = os.environ.get("VSEGOPS_FUZZ_EXAMPLES")
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # slow
 fuzz = settings(
-    max_examples=int(EXAMPLES or 80),
+    max_examples=int(EXAMPLES or (10 if INTERPRETED else 80)),
     derandomize=EXAMPLES is None,
     database=None,
     deadline=None,
@@ -78,7 +79,7 @@ def check(draw: st.DrawFn, spec: OperatorSpec, arguments: dict[str, Any]) -> Non
         cotangent = cotangent_of(spec.function(**arguments))
         if cotangent.dim() >= 3:
             cotangent = STRIDES[layout](cotangent)
-    assert_agrees(spec, arguments, wanted, cotangent=cotangent)
+    assert_agrees(spec, arguments, wanted, cotangent=cotangent, least=1.0)
 
 
 @fuzz
@@ -96,7 +97,8 @@ def test_specified_cases(spec: OperatorSpec, target: Target, data: st.DataObject
 
 @st.composite
 def warp_options(draw: st.DrawFn) -> dict[str, Any]:
-    scales = st.floats(-4, 4, width=32)
+    # A scale of next to nothing cannot move a position off a tie, and float32 cannot see it.
+    scales = st.one_of(st.just(0.0), st.floats(0.125, 4), st.floats(-4, -0.125))
     return {
         "scale": draw(st.one_of(st.just("semantic"), scales, st.tuples(scales, scales))),
         "align_corners": draw(st.booleans()),

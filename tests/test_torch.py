@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from contextlib import nullcontext
 from functools import partial
+from itertools import islice
 
 import pytest
 import torch
@@ -106,7 +107,7 @@ def test_compiles_with_inductor(spec: OperatorSpec, target: Target):
 
 @torch.fx.experimental._config.patch(use_duck_shape=False)  # equal sizes are so by chance
 def test_dynamic_sizes_compile_once(spec: OperatorSpec, target: Target):
-    for name, make in representatives(spec, target):
+    for name, make in islice(representatives(spec, target), 4):
         arguments = make(Maker(device=target.device))
         if any(size < 2 for x in tensors(arguments).values() for size in x.shape[-2:]):
             continue  # 0 and 1 are compiled for themselves, always

@@ -183,7 +183,7 @@ BITS = {torch.float64: 64, torch.float32: 32, torch.float16: 16, torch.bfloat16:
 def test_forward_compiles(launched, tmp_path, architecture, dtype, layout):
     launch = launched(*arguments(dtype, layout, backward=False))
     compiled = launch.compile(architecture)
-    assert_fits(compiled, tmp_path, registers=128)
+    assert_fits(compiled, tmp_path, registers=168 if dtype == torch.float64 else 128)
     bits = BITS[dtype]
     if layout == "nhwc":  # 16 bytes of channels at once
         width = {64: "v2.b64"}.get(bits, "v4.b32")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import FORMATS, Target, assert_close, evaluate, poison_allocations
+from helpers import FORMATS, Target, assert_close, cotangent_of, evaluate, poison_allocations
 from torch import Tensor
 
 from vsegops import flow_warp, warp_correct
@@ -98,6 +98,20 @@ def test_zero_flow_resizes_as_interpolate_does(target: Target, align_corners):
         )
         expected = F.interpolate(x, size, mode="bilinear", align_corners=align_corners)
         torch.testing.assert_close(resized, expected, rtol=0, atol=1e-12)
+
+
+def test_one_output_pixel_of_many(target: Target):
+    """A 1 x 1 tensor is contiguous and channels_last at once: the source's layout decides."""
+    x = torch.tensor([[1.0, 2.0], [10.0, 20.0]], device=target.device).view(1, 2, 1, 2)
+    for source in (x, x.contiguous(memory_format=torch.channels_last)):
+        given = {"input": source, "flow": constant_flow(0, 0, x, (1, 1))}
+        result = evaluate(lambda **a: flow_warp(**a, align_corners=False), given, list(given))
+        assert result.output.flatten().tolist() == [1.5, 15]
+        weights = cotangent_of(result.output).flatten()
+        slope = result.gradients["flow"][0, 0, 0, 0]
+        assert_close(slope, weights @ torch.tensor([1.0, 10.0], device=x.device), error=1e-6)
+        expected = (weights / 2).view(1, 2, 1, 1).expand_as(x)
+        assert_close(result.gradients["input"], expected, error=1e-6)
 
 
 def test_sfnet_flow_alignment(target: Target):
@@ -198,10 +212,11 @@ def test_clamped_positions_have_no_slope(target: Target):
 
 def test_slope_at_whole_positions_is_to_the_right(target: Target):
     x = torch.tensor([0.0, 1.0, 3.0, 7.0], device=target.device).view(1, 1, 1, 4)
-    slope = gradient_of_flow(x, constant_flow(0, 0, x), padding_mode="border")
-    assert slope[0, 0].flatten().tolist() == [1, 2, 4, 0]
-    slope = gradient_of_flow(x, constant_flow(0, 0, x), padding_mode="zeros")
-    assert slope[0, 0].flatten().tolist() == [1, 2, 4, -7]
+    for padding_mode, beyond in (("border", 0), ("zeros", -7)):
+        slope = gradient_of_flow(x, constant_flow(0, 0, x), padding_mode=padding_mode)
+        assert slope[0, 0].flatten().tolist() == [1, 2, 4, beyond]
+        slope = gradient_of_flow(x, constant_flow(-2, 0, x), padding_mode=padding_mode, scale=-0.5)
+        assert slope[0, 0].flatten().tolist() == [-1, -2, -0.5 * beyond, 0]
 
 
 def test_nearest_has_no_gradient_of_the_flow(target: Target):
@@ -220,7 +235,8 @@ def test_pixels_beyond_2_31_elements(target: Target):
     poison_allocations(False)  # that would touch them
     try:
         side = 2**15
-        x = torch.zeros(1, 2, side, side + 1, dtype=torch.float16, device=target.device)
+        x = torch.empty(1, 2, side, side + 1, dtype=torch.float16, device=target.device)
+        x[..., -1, :2] = 0
         x[..., -1, -2:] = torch.tensor([[1.0, 2.0], [3.0, 4.0]], device=target.device)
         assert x.numel() > 2**31
         flow = torch.tensor([[0.0, -0.5], [1e9, 1e9]], device=target.device).view(1, 2, 1, 2)

@@ -44,11 +44,11 @@ def last_offset(x: Tensor) -> int:
 
 @triton.jit
 def rounded(x, dtype: tl.constexpr):
-    """`x` rounded to `dtype`, half to even. (The interpreter truncates to bfloat16.)"""
+    """`x` rounded to `dtype`, half to even. (The interpreter's own bfloat16 conversion is not.)"""
     if INTERPRETED and dtype == tl.bfloat16:
         bits = x.to(tl.uint32, bitcast=True)
         bits += 0x7FFF + ((bits >> 16) & 1)
-        x = tl.where(x == x, bits.to(tl.float32, bitcast=True), x)
+        x = tl.where(x == x, ((bits >> 16) << 16).to(tl.float32, bitcast=True), x)
     return x.to(dtype)
 
 

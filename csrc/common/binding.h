@@ -5,6 +5,7 @@
 // kernels that it calls and in the dispatcher key that it is registered for.
 #pragma once
 
+#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -14,6 +15,8 @@
 
 #include <cstdint>
 #include <optional>
+
+#include "macros.h"
 
 // The namespace and dispatcher key that kernels are registered for: the compiler of CUDA sources
 // and the tests' own builds say otherwise.
@@ -44,13 +47,24 @@ struct View {
   int64_t stride_n = 0, stride_c = 0, stride_h = 0, stride_w = 0;
 
   bool channels_last() const { return stride_c == 1 && c > 1; }
+
+  // The place of an element.
+  VSEGOPS_HD int64_t at(int64_t in, int64_t ic, int64_t iy, int64_t ix) const {
+    return in * stride_n + ic * stride_c + iy * stride_h + ix * stride_w;
+  }
 };
 
 template <typename T>
 View<T> view(const Tensor& x) {
   return {static_cast<T*>(x.data_ptr()),
-          x.size(0), x.size(1), x.size(2), x.size(3),
-          x.stride(0), x.stride(1), x.stride(2), x.stride(3)};
+          x.size(0),
+          x.size(1),
+          x.size(2),
+          x.size(3),
+          x.stride(0),
+          x.stride(1),
+          x.stride(2),
+          x.stride(3)};
 }
 
 // vsegops/_layout.py decides the same way: channels_last if dense in that order and not in the
@@ -90,8 +104,7 @@ class __attribute__((visibility("hidden"))) Context {
   explicit Context(const Tensor& like) : like_(like) {
 #if defined(__CUDACC__)
     guard_.emplace(like.get_device_index());
-    TORCH_ERROR_CODE_CHECK(
-        aoti_torch_get_current_cuda_stream(like.get_device_index(), &stream_));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(like.get_device_index(), &stream_));
 #endif
   }
 
@@ -104,16 +117,13 @@ class __attribute__((visibility("hidden"))) Context {
     return memory;
   }
 
-#if defined(__CUDACC__)
-  cudaStream_t stream() const { return static_cast<cudaStream_t>(stream_); }
-
- private:
-  std::optional<torch::stable::accelerator::DeviceGuard> guard_;
-  void* stream_ = nullptr;
-#endif
+  // A cudaStream_t; null on a CPU.
+  void* stream() const { return stream_; }
 
  private:
   const Tensor& like_;
+  std::optional<torch::stable::accelerator::DeviceGuard> guard_;
+  void* stream_ = nullptr;
 };
 
 }  // namespace vsegops

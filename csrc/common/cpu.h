@@ -12,6 +12,8 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "macros.h"
@@ -164,7 +166,12 @@ VSEGOPS_HD void store(Vector<float> v, BFloat16* p) {
   std::memcpy(p, &half, sizeof(half));
 }
 
-// Past the caches, for outputs that would not stay in them; `p` has to be aligned to a vector.
+VSEGOPS_HD bool is_aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % kVectorBytes == 0; }
+
+// Outputs of this size leave the caches anyway.
+constexpr int64_t kStreamBytes = 4 << 20;
+
+// Past the caches; `p` has to be aligned to a vector.
 template <typename F>
 VSEGOPS_HD void stream(Vector<F> v, F* p) {
 #if defined(__AVX512F__)
@@ -183,8 +190,8 @@ inline void stream_fence() {
 }
 
 template <typename F>
-VSEGOPS_HD Vector<F> broadcast(F x) {
-  return x - Vector<F>{};
+VSEGOPS_HD Vector<F> first_lane(F x) {
+  return Vector<F>{x};
 }
 
 // ---- Transposition ----
@@ -213,6 +220,12 @@ VSEGOPS_HD void transpose(Vector<F>* rows) {
 #pragma GCC unroll 16
     for (int i = 0; i < n; ++i) rows[i] = mixed[i];
   }
+}
+
+// Makes a constant of a condition: calls `then` with std::true_type or std::false_type.
+template <typename Then>
+void lift(bool condition, const Then& then) {
+  condition ? then(std::true_type()) : then(std::false_type());
 }
 
 // ---- Scratch memory: one buffer per thread and use, kept from call to call. ----

@@ -1,0 +1,416 @@
+// Backward on a CPU, in one pass: per channel and pixel 4 multiply-adds to scatter the gradient and
+// 4 products for the flow, against 16 C P bytes or more: memory bounds it if the taps stay in the
+// caches.
+//
+// Channels are handled in panels, so that a tap is read, and its gradient added to, by whole
+// vectors. Channels_last float and double tensors are such a panel as they stand. Others are
+// copied: of a panel, only the pixels that the tile at hand and later ones can touch are kept (a
+// window that slides over the source; the taps say how far).
+//
+// Chunks of channels run in parallel: each owns its part of d_input, so nothing is atomic and the
+// order of all sums is fixed; what has to be summed over chunks is summed at the end.
+#pragma once
+
+#include "../common/panels.h"
+#include "cpu_tile.h"
+
+namespace vsegops::warp {
+namespace {
+
+constexpr int64_t kBackwardTile = 2048;     // pixels
+constexpr int64_t kKeptScratch = 16 << 20;  // bytes that a thread keeps from call to call
+
+// For each tile, the source pixels [low, high) that are alive while it is handled: all that it
+// touches and all that both earlier and later tiles touch.
+struct Lifetimes {
+  std::vector<int64_t> low, high;
+  int64_t longest = 0;
+
+  void finish() {
+    for (size_t t = low.size(); t-- > 1;) low[t - 1] = std::min(low[t - 1], low[t]);
+    for (size_t t = 0; t < low.size(); ++t) {
+      if (t > 0) high[t] = std::max(high[t], high[t - 1]);
+      longest = std::max(longest, high[t] - low[t]);
+    }
+  }
+};
+
+// The living part of a panel of the source, and of its gradient.
+template <typename T, typename F>
+class Window {
+ public:
+  // Either image may be absent (null data).
+  Window(const Image<const T>& source, const Image<T>& d_source, int64_t capacity, int64_t stride,
+         bool streamed, F* memory)
+      : streamed_(streamed),
+        stride_(stride),
+        source_(source),
+        d_source_(d_source),
+        capacity_(capacity),
+        values_(memory),
+        gradients_(memory + (source.data ? capacity * stride : 0)) {}
+
+  static int64_t elements(int64_t capacity, int64_t stride, bool source, bool d_source) {
+    return capacity * stride * (source + d_source);
+  }
+
+  // Makes [low, high) living: earlier pixels are done, later ones begin.
+  void advance(int64_t low, int64_t high) {
+    if (low >= high_) {
+      retire(high_);
+      if (d_source_.data) store_zeros(high_, low, d_source_);
+      low_ = high_ = origin_ = low;
+    } else {
+      retire(low);
+    }
+    if (high - origin_ > capacity_) {
+      const int64_t bytes = (high_ - low_) * stride_ * sizeof(F);
+      if (source_.data) std::memmove(values_, at(values_, low_), bytes);
+      if (d_source_.data) std::memmove(gradients_, at(gradients_, low_), bytes);
+      origin_ = low_;
+    }
+    if (high > high_) {
+      if (source_.data) load_panel(source_, high_, high, stride_, at(values_, high_));
+      if (d_source_.data) std::fill(at(gradients_, high_), at(gradients_, high), F(0));
+      high_ = high;
+    }
+  }
+
+  void finish(int64_t pixels) {
+    retire(high_);
+    if (d_source_.data) store_zeros(high_, pixels, d_source_);
+  }
+
+  // Where pixel 0 would stand.
+  Panel<const F> values() const { return {at(values_, 0), stride_}; }
+  Panel<F> gradients() const { return {at(gradients_, 0), stride_}; }
+
+ private:
+  void retire(int64_t low) {
+    if (d_source_.data) store_panel(at(gradients_, low_), low_, low, stride_, d_source_, streamed_);
+    low_ = low;
+  }
+  F* at(F* base, int64_t pixel) const { return base + (pixel - origin_) * stride_; }
+
+  const bool streamed_;
+  const int64_t stride_;
+  const Image<const T> source_;
+  const Image<T> d_source_;
+  const int64_t capacity_;
+  F* const values_;
+  F* const gradients_;
+  int64_t origin_ = 0, low_ = 0, high_ = 0;
+};
+
+// The pixels of a tile over the channels of a panel: adds grad, weighted, to the four taps in
+// `d_source` (Scatter), and adds the slopes of u, v and attention to `d_u`, `d_v`, `d_attention`
+// (Slopes, Attended).
+template <bool Scatter, bool Slopes, bool Attended, typename F>
+void scatter_tile(const Tile<F>& tile, int64_t count, const Steps& steps, int64_t width,
+                  Panel<const F> grad, Panel<const F> source, Panel<const F> correction,
+                  Panel<F> d_source, F* d_u, F* d_v, F* d_attention) {
+  constexpr int n = kLanes<F>;
+  const int64_t row = steps.row * source.stride, pair = steps.pair * source.stride;
+  const int64_t d_row = steps.row * d_source.stride, d_pair = steps.pair * d_source.stride;
+  // For each pixel the products grad * source at the four taps, and grad * correction.
+  alignas(64) Vector<F> products[5][n] = {};
+  for (int64_t first = 0; first < count; first += n) {
+    const int64_t pixels = std::min<int64_t>(n, count - first);
+    for (int64_t j = 0; j < pixels; ++j) {
+      const int64_t i = first + j;
+      const F* g = grad.data + i * grad.stride;
+      const F* p = source.data + tile.offset[i] * source.stride;
+      const F* added = correction.data + i * correction.stride;
+      F* d = d_source.data + tile.offset[i] * d_source.stride;
+      const F w00 = tile.top[2 * i], w01 = tile.top[2 * i + 1];
+      const F w10 = tile.bottom[2 * i], w11 = tile.bottom[2 * i + 1];
+      Vector<F> s00{}, s01{}, s10{}, s11{}, s{};
+      int64_t c = 0;
+      for (; c + n <= width; c += n) {
+        const Vector<F> gradient = load(g + c);
+        if constexpr (Slopes) {
+          s00 += gradient * load(p + c);
+          s01 += gradient * load(p + pair + c);
+          s10 += gradient * load(p + row + c);
+          s11 += gradient * load(p + row + pair + c);
+        }
+        if constexpr (Attended) s += gradient * load(added + c);
+        if constexpr (Scatter) {  // one after the other: the taps of a thin source coincide
+          store(load(d + c) + w00 * gradient, d + c);
+          store(load(d + d_pair + c) + w01 * gradient, d + d_pair + c);
+          store(load(d + d_row + c) + w10 * gradient, d + d_row + c);
+          store(load(d + d_row + d_pair + c) + w11 * gradient, d + d_row + d_pair + c);
+        }
+      }
+      F t00 = 0, t01 = 0, t10 = 0, t11 = 0, t = 0;
+      for (; c < width; ++c) {
+        const F gradient = g[c];
+        if constexpr (Slopes) {
+          t00 += gradient * p[c];
+          t01 += gradient * p[pair + c];
+          t10 += gradient * p[row + c];
+          t11 += gradient * p[row + pair + c];
+        }
+        if constexpr (Attended) t += gradient * added[c];
+        if constexpr (Scatter) {
+          d[c] += w00 * gradient;
+          d[d_pair + c] += w01 * gradient;
+          d[d_row + c] += w10 * gradient;
+          d[d_row + d_pair + c] += w11 * gradient;
+        }
+      }
+      if constexpr (Slopes) {
+        products[0][j] = s00 + first_lane(t00);
+        products[1][j] = s01 + first_lane(t01);
+        products[2][j] = s10 + first_lane(t10);
+        products[3][j] = s11 + first_lane(t11);
+      }
+      if constexpr (Attended) products[4][j] = s + first_lane(t);
+    }
+    if constexpr (Slopes) {
+      // A source of one column has its pairs along v (see find_row_taps): low and high change.
+      const Vector<F> low_low = sums<F>(products[0]), high_high = sums<F>(products[3]);
+      const Vector<F> second = sums<F>(products[1]), third = sums<F>(products[2]);
+      const Vector<F> high_low = steps.column ? third : second;  // u high, v low
+      const Vector<F> low_high = steps.column ? second : third;
+      const Vector<F> u0 = load(tile.weight_u[0] + first), u1 = load(tile.weight_u[1] + first);
+      const Vector<F> v0 = load(tile.weight_v[0] + first), v1 = load(tile.weight_v[1] + first);
+      const Vector<F> u = load(tile.slope_u[0] + first) * (v0 * low_low + v1 * low_high) +
+                          load(tile.slope_u[1] + first) * (v0 * high_low + v1 * high_high);
+      const Vector<F> v = load(tile.slope_v[0] + first) * (u0 * low_low + u1 * high_low) +
+                          load(tile.slope_v[1] + first) * (u0 * low_high + u1 * high_high);
+      store(load(d_u + first) + u, d_u + first);
+      store(load(d_v + first) + v, d_v + first);
+    }
+    if constexpr (Attended) {
+      store(load(d_attention + first) + sums<F>(products[4]), d_attention + first);
+    }
+  }
+}
+
+// d_correction = grad * attention for the pixels of a tile.
+template <typename T, typename F>
+void scale_tile(const Image<const T>& grad, const Tile<F>& tile, int64_t begin, int64_t count,
+                const Image<T>& out, bool streamed) {
+  constexpr int n = kLanes<F>;
+  if (grad.planes()) {
+    for (int64_t c = 0; c < grad.width; ++c) {
+      const T* from = grad.data + c * grad.channel + begin;
+      T* to = out.data + c * out.channel + begin;
+      int64_t i = 0;
+      if constexpr (std::is_same_v<T, F>) {
+        for (; streamed && is_aligned(to) && i + n <= count; i += n) {
+          stream<F>(load(tile.attention + i) * load(from + i), to + i);
+        }
+      }
+      for (; i < count; ++i) narrow(tile.attention[i] * widen(from[i]), to + i);
+    }
+  } else {
+    for (int64_t i = 0; i < count; ++i) {
+      const T* from = grad.data + (begin + i) * grad.pixel;
+      T* to = out.data + (begin + i) * out.pixel;
+      for (int64_t c = 0; c < grad.width; ++c) narrow(tile.attention[i] * widen(from[c]), to + c);
+    }
+  }
+}
+
+// Some channels of one image. `totals` receives d_u, d_v and d_attention, summed over them.
+template <typename T, typename F, typename Flow>
+class BackwardChunk {
+ public:
+  using Call = Backward<T, F, Flow>;
+
+  BackwardChunk(const Call& call, int64_t n, F* totals)
+      : call_(call),
+        n_(n),
+        pixels_(call.grad.h * call.grad.w),
+        source_pixels_(call.input.h * call.input.w),
+        d_u_(totals),
+        d_v_(totals + padded(pixels_)),
+        d_attention_(totals + 2 * padded(pixels_)) {}
+
+  // Two vectors of channels a pixel share the work that a pixel costs.
+  static int64_t panel_width(int64_t channels) {
+    return channels > kLanes<F> ? 2 * kLanes<F> : kLanes<F>;
+  }
+  static int64_t padded(int64_t pixels) { return ceil_div(pixels, 64) * 64; }
+
+  void run(int64_t first_channel, int64_t last_channel, const Context& context) {
+    std::fill_n(d_u_, 3 * padded(pixels_), F(0));
+    Arena arena(Tile<F>::bytes(kBackwardTile) + Columns<F>::bytes(call_.grad.w) +
+                2 * (kBackwardTile * panel_width(last_channel - first_channel) * sizeof(F) + 64));
+    const Tile<F> tile(arena, kBackwardTile, true);
+    const Columns<F> columns(arena, call_.mapping.x);
+    const int64_t lanes = panel_width(last_channel - first_channel);
+    F* const grad_copy = arena.take<F>(kBackwardTile * lanes);
+    F* const correction_copy = arena.take<F>(kBackwardTile * lanes);
+    if (direct()) {
+      const int64_t width = last_channel - first_channel;
+      const Image<T> d_input = image(call_.d_input, first_channel, width);
+      if (d_input.data) store_zeros(0, source_pixels_, d_input);
+      for_tiles(tile, columns, [&](int64_t begin, int64_t end) {
+        run_tile(tile, begin, end, width, first_channel, width, grad_copy, correction_copy,
+                 in_place(image(call_.input, first_channel, width), 0),
+                 in_place(d_input, 0));
+      });
+      return;
+    }
+    Lifetimes alive;
+    for_tiles(tile.without_slopes(), columns, [&](int64_t begin, int64_t end) {
+      const auto [low, high] = std::minmax_element(tile.offset, tile.offset + (end - begin));
+      const Steps steps(call_.mapping);
+      alive.low.push_back(*low / kLanes<F> * kLanes<F>);  // (aligned, as streamed stores have to be)
+      alive.high.push_back(*high + steps.row + steps.pair + 1);
+    });
+    alive.finish();
+    const int64_t capacity = std::min(2 * alive.longest, source_pixels_);
+    const bool slopes = call_.d_flow.data, scatter = call_.d_input.data;
+    const int64_t elements = Window<T, F>::elements(capacity, lanes, slopes, scatter);
+    F* memory;
+    std::optional<Tensor> held;
+    if (elements * int64_t(sizeof(F)) <= kKeptScratch) {
+      memory = thread_scratch<F, Window<T, F>>(elements);
+    } else {
+      held = context.scratch(elements, &memory);
+    }
+    for (int64_t c = first_channel; c < last_channel; c += lanes) {
+      const int64_t width = std::min(lanes, last_channel - c);
+      Image<const T> source = image(call_.input, c, width);
+      if (!slopes) source.data = nullptr;
+      Window<T, F> window(source, image(call_.d_input, c, width), capacity, lanes,
+                          streamed(), memory);
+      int64_t t = 0;
+      for_tiles(tile, columns, [&](int64_t begin, int64_t end) {
+        window.advance(alive.low[t], alive.high[t]);
+        ++t;
+        run_tile(tile, begin, end, lanes, c, width, grad_copy, correction_copy,
+                 window.values(), window.gradients());
+      });
+      window.finish(source_pixels_);
+    }
+  }
+
+ private:
+  // Channels side by side already, and in the type that is computed in.
+  bool direct() const { return std::is_same_v<T, F> && call_.grad.channels_last(); }
+
+  bool streamed() const {
+    return call_.d_input.n * call_.d_input.c * source_pixels_ * int64_t(sizeof(T)) >= kStreamBytes;
+  }
+
+  template <typename U>
+  Image<U> image(const View<U>& x, int64_t c, int64_t width) const {
+    if (!x.data) return {nullptr, 0, 0, width};
+    const int64_t plane = x.h * x.w;
+    if (call_.grad.channels_last()) return {x.data + n_ * x.c * plane + c, 1, x.c, width};
+    return {x.data + (n_ * x.c + c) * plane, plane, 1, width};
+  }
+
+  template <typename U>
+  auto in_place(const Image<U>& x, int64_t pixel) const {
+    using Element = std::conditional_t<std::is_const_v<U>, const F, F>;
+    return Panel<Element>{reinterpret_cast<Element*>(x.data) + pixel * x.pixel, x.pixel};
+  }
+
+  // Pixels [begin, end) of a tensor as a panel: where they are, or copied.
+  Panel<const F> panel(const View<const T>& x, int64_t c, int64_t width, int64_t begin, int64_t end,
+                       int64_t lanes, F* copy) const {
+    if (direct()) return in_place(image(x, c, width), begin);
+    load_panel(image(x, c, width), begin, end, lanes, copy);
+    return {copy, lanes};
+  }
+
+  template <typename Body>
+  void for_tiles(const Tile<F>& tile, const Columns<F>& columns, const Body& body) const {
+    for (int64_t begin = 0; begin < pixels_; begin += kBackwardTile) {
+      const int64_t end = std::min(begin + kBackwardTile, pixels_);
+      find_taps(call_.mapping, call_.flow, call_.attention, columns, n_, begin, end, tile);
+      body(begin, end);
+    }
+  }
+
+  // Channels [c, c + width) of a tile; `lanes` of each pixel are handled.
+  void run_tile(const Tile<F>& tile, int64_t begin, int64_t end, int64_t lanes, int64_t c,
+                int64_t width, F* grad_copy, F* correction_copy, const Panel<const F>& source,
+                const Panel<F>& d_source) const {
+    if (call_.d_correction.data) {
+      scale_tile(image(call_.grad, c, width), tile, begin, end - begin,
+                 image(call_.d_correction, c, width), streamed());
+    }
+    const bool scatter = call_.d_input.data, slopes = call_.d_flow.data;
+    const bool attended = call_.d_attention.data;
+    if (!scatter && !slopes && !attended) return;
+    const Panel<const F> grad = panel(call_.grad, c, width, begin, end, lanes, grad_copy);
+    Panel<const F> correction{nullptr, 0};
+    if (attended) {
+      correction = panel(call_.correction, c, width, begin, end, lanes, correction_copy);
+    }
+    lift(scatter, [&](auto with_scatter) {
+      lift(slopes, [&](auto with_slopes) {
+        lift(attended, [&](auto with_attention) {
+          scatter_tile<with_scatter(), with_slopes(), with_attention()>(
+              tile, end - begin, Steps(call_.mapping), lanes, grad, source, correction, d_source,
+              d_u_ + begin, d_v_ + begin, d_attention_ + begin);
+        });
+      });
+    });
+  }
+
+  const Call& call_;
+  const int64_t n_, pixels_, source_pixels_;
+  F *const d_u_, *const d_v_, *const d_attention_;
+};
+
+// Sums a total over the chunks of an image and writes it to a channel of `out`.
+template <typename F, typename T>
+void write_total(const F* totals, int64_t chunks, int64_t chunk_size, int64_t n, int64_t channel,
+                 const View<T>& out) {
+  const int64_t pixels = out.h * out.w;
+  const F* first = totals + n * chunks * chunk_size;
+  T* to = out.data + (n * out.c + channel) * pixels;
+  for (int64_t i = 0; i < pixels; ++i) {
+    F total = first[i];
+    for (int64_t k = 1; k < chunks; ++k) total += first[i + k * chunk_size];
+    if constexpr (std::is_same_v<T, float>) {
+      to[i] = static_cast<float>(total);  // (float flow beside double features)
+    } else {
+      narrow(total, to + i);
+    }
+  }
+}
+
+template <typename T, typename F, typename Flow>
+void backward(const Backward<T, F, Flow>& call, const Context& context) {
+  using Chunk = BackwardChunk<T, F, Flow>;
+  check_plane(call.input.h, call.input.w);
+  const int64_t channels = call.input.c, images = call.grad.n;
+  const int64_t panels = std::max<int64_t>(1, ceil_div(channels, kLanes<F>));
+  // As many chunks of an image's panels as keep every thread busy.
+  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t split = std::min(panels, images ? ceil_div(threads, images) : 1);
+  const int64_t width = ceil_div(panels, split) * kLanes<F>;
+  const int64_t chunks = std::max<int64_t>(1, ceil_div(channels, width));
+  const int64_t plane = Chunk::padded(call.grad.h * call.grad.w);
+  F* totals;
+  const Tensor held = context.scratch(images * chunks * 3 * plane, &totals);
+  torch::stable::parallel_for(0, images * chunks, 1, [&](int64_t first, int64_t last) {
+    for (int64_t k = first; k < last; ++k) {
+      const int64_t begin = k % chunks * width;
+      Chunk(call, k / chunks, totals + k * 3 * plane)
+          .run(begin, std::min(begin + width, channels), context);
+    }
+    stream_fence();
+  });
+  for (int64_t n = 0; n < images; ++n) {
+    if (call.d_flow.data) {
+      write_total(totals, chunks, 3 * plane, n, 0, call.d_flow);
+      write_total(totals + plane, chunks, 3 * plane, n, 1, call.d_flow);
+    }
+    if (call.d_attention.data) {
+      write_total(totals + 2 * plane, chunks, 3 * plane, n, 0, call.d_attention);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace vsegops::warp

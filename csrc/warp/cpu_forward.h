@@ -1,0 +1,213 @@
+// Forward on a CPU: 4 C P multiply-adds against 8 C P bytes (12 with a correction) for C channels
+// and P pixels of float32, so memory bounds it once the taps are found by vectors.
+#pragma once
+
+#include "cpu_tile.h"
+
+namespace vsegops::warp {
+namespace {
+
+constexpr int64_t kForwardTile = 4096;  // pixels: taps and source rows of a tile stay in L2
+
+// ---- Forward, contiguous: vectors over pixels. ----
+
+// kLanes pairs of neighbours, from two vectors' worth of 64-bit (128-bit) loads each.
+template <int... I>
+VSEGOPS_HD Vector<float> load_pairs(const float* source, const int32_t* offset,
+                                    std::integer_sequence<int, I...>) {
+  const Vector<uint64_t> pairs = {[&] {
+    uint64_t pair;
+    std::memcpy(&pair, source + offset[I], sizeof(pair));
+    return pair;
+  }()...};
+  return (Vector<float>)pairs;
+}
+template <int... I>
+VSEGOPS_HD Vector<double> load_pairs(const double* source, const int32_t* offset,
+                                     std::integer_sequence<int, I...>) {
+  return Vector<double>{source[offset[I / 2] + I % 2]...};
+}
+
+template <typename F, int... I>
+VSEGOPS_HD Vector<F> add_neighbours(Vector<F> a, Vector<F> b, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(a, b, 2 * I...) + __builtin_shufflevector(a, b, 2 * I + 1 ...);
+}
+
+// A(source) for kLanes pixels of the tile, from pixel i on.
+template <typename F>
+VSEGOPS_HD Vector<F> sample_planar(const F* source, int64_t row, const Tile<F>& tile, int64_t i) {
+  constexpr int n = kLanes<F>;
+  using Loads = std::make_integer_sequence<int, sizeof(F) == 4 ? n / 2 : n>;
+  const auto half = [&](int64_t at) {
+    const int32_t* offset = tile.offset + at;
+    return load_pairs(source, offset, Loads()) * load(tile.top + 2 * at) +
+           load_pairs(source + row, offset, Loads()) * load(tile.bottom + 2 * at);
+  };
+  return add_neighbours<F>(half(i), half(i + n / 2), std::make_integer_sequence<int, n>());
+}
+
+// One channel of a tile. `next_source` and `next_correction` are where the next channel's data
+// stands, relative to this one's: it is fetched ahead.
+template <bool Corrected, bool Stream, typename T, typename F>
+void warp_plane(const F* source, int64_t row, const Tile<F>& tile, int64_t count,
+                const T* correction, int64_t next_source, int64_t next_correction, T* out) {
+  constexpr int n = kLanes<F>;
+  int64_t i = 0;
+  for (; i + n <= count; i += n) {
+    __builtin_prefetch(source + tile.offset[i] + next_source);
+    Vector<F> value = sample_planar(source, row, tile, i);
+    if constexpr (Corrected) {
+      __builtin_prefetch(correction + i + next_correction);
+      value += load(tile.attention + i) * load(correction + i);
+    }
+    if constexpr (Stream) {
+      stream<F>(value, out + i);
+    } else {
+      store(value, out + i);
+    }
+  }
+  if (i < count) {
+    F values[n];
+    store(sample_planar(source, row, tile, i), values);
+    for (int64_t k = i; k < count; ++k) {
+      F value = values[k - i];
+      if constexpr (Corrected) value += tile.attention[k] * widen(correction[k]);
+      narrow(value, out + k);
+    }
+  }
+}
+
+template <typename T, typename F, typename Flow>
+void forward_planar_tile(const Forward<T, F, Flow>& call, int64_t n, int64_t begin, int64_t end,
+                         const Tile<F>& tile, bool streamed) {
+  const int64_t count = end - begin;
+  const int64_t plane = call.input.h * call.input.w, out_plane = call.out.h * call.out.w;
+  const Steps steps(call.mapping);
+  const T* source = call.input.data + n * call.input.c * plane;
+  const int64_t at = n * call.out.c * out_plane + begin;
+  T* out = call.out.data + at;
+  const T* correction = call.correction.data ? call.correction.data + at : nullptr;
+  // What the tile touches of the source has to be widened first for half precision; a single
+  // pixel is copied as well, beside a zero, so that it makes a pair.
+  const bool copied = !std::is_same_v<T, F> || plane == 1;
+  int64_t first = 0, length = 0;
+  F* copy = nullptr;
+  if (copied) {
+    const auto [low, high] = std::minmax_element(tile.offset, tile.offset + count);
+    first = *low;
+    length = std::min<int64_t>(*high + steps.row + steps.pair + 1, plane) - first;
+    for (int64_t i = 0; i < count; ++i) tile.offset[i] -= static_cast<int32_t>(first);
+    for (int64_t i = count; i % kLanes<F> != 0; ++i) tile.offset[i] = 0;
+    copy = thread_scratch<F, Tile<T>>(length + 2 * kLanes<F>);
+    std::fill_n(copy, length + 2 * kLanes<F>, F(0));
+  }
+  const auto run = [&](auto with_correction, auto with_stream) {
+    for (int64_t c = 0; c < call.out.c; ++c) {
+      const F* from;
+      if (copied) {
+        for (int64_t i = 0; i < length; ++i) copy[i] = widen(source[c * plane + first + i]);
+        from = copy;
+      } else {
+        from = reinterpret_cast<const F*>(source + c * plane);
+      }
+      warp_plane<with_correction(), with_stream()>(
+          from, steps.row, tile, count, correction ? correction + c * out_plane : nullptr,
+          copied ? 0 : plane, out_plane, out + c * out_plane);
+    }
+  };
+  const auto with_stream = [&](auto with_correction) {
+    if constexpr (std::is_same_v<T, F>) {
+      const bool aligned = is_aligned(out) &&
+                           out_plane * sizeof(T) % kVectorBytes == 0;
+      if (streamed && aligned) return run(with_correction, std::true_type());
+    }
+    run(with_correction, std::false_type());
+  };
+  correction ? with_stream(std::true_type()) : with_stream(std::false_type());
+}
+
+// ---- Forward, channels_last: vectors over channels. ----
+
+template <bool Corrected, bool Stream, typename T, typename F>
+void warp_pixels(const T* source, int64_t channels, const Steps& steps, const Tile<F>& tile,
+                 int64_t count, const T* correction, T* out) {
+  constexpr int n = kLanes<F>;
+  for (int64_t i = 0; i < count; ++i) {
+    const T* p = source + tile.offset[i] * channels;
+    const T* q = p + steps.row * channels;
+    const int64_t pair = steps.pair * channels;
+    const F w00 = tile.top[2 * i], w01 = tile.top[2 * i + 1];
+    const F w10 = tile.bottom[2 * i], w11 = tile.bottom[2 * i + 1], a = tile.attention[i];
+    int64_t c = 0;
+    for (; c + n <= channels; c += n) {
+      Vector<F> value = w00 * load(p + c) + w01 * load(p + pair + c) + w10 * load(q + c) +
+                        w11 * load(q + pair + c);
+      if constexpr (Corrected) value += a * load(correction + c);
+      if constexpr (Stream) {
+        stream<F>(value, out + c);
+      } else {
+        store(value, out + c);
+      }
+    }
+    for (; c < channels; ++c) {
+      F value = w00 * widen(p[c]) + w01 * widen(p[pair + c]) + w10 * widen(q[c]) +
+                w11 * widen(q[pair + c]);
+      if constexpr (Corrected) value += a * widen(correction[c]);
+      narrow(value, out + c);
+    }
+    out += channels;
+    if constexpr (Corrected) correction += channels;
+  }
+}
+
+template <typename T, typename F, typename Flow>
+void forward_pixel_tile(const Forward<T, F, Flow>& call, int64_t n, int64_t begin, int64_t end,
+                        const Tile<F>& tile, bool streamed) {
+  const int64_t channels = call.input.c;
+  const T* source = call.input.data + n * call.input.h * call.input.w * channels;
+  const int64_t at = (n * call.out.h * call.out.w + begin) * channels;
+  const T* correction = call.correction.data ? call.correction.data + at : nullptr;
+  const Steps steps(call.mapping);
+  const auto run = [&](auto with_correction, auto with_stream) {
+    warp_pixels<with_correction(), with_stream()>(source, channels, steps, tile, end - begin,
+                                                  correction, call.out.data + at);
+  };
+  const auto with_stream = [&](auto with_correction) {
+    if constexpr (std::is_same_v<T, F>) {
+      const bool aligned = is_aligned(call.out.data) &&
+                           channels * sizeof(T) % kVectorBytes == 0;
+      if (streamed && aligned) return run(with_correction, std::true_type());
+    }
+    run(with_correction, std::false_type());
+  };
+  correction ? with_stream(std::true_type()) : with_stream(std::false_type());
+}
+
+template <typename T, typename F, typename Flow>
+void forward(const Forward<T, F, Flow>& call, const Context&) {
+  check_plane(call.input.h, call.input.w);
+  const int64_t pixels = call.out.h * call.out.w;
+  // Few enough pixels a tile that every thread has some, in whole vectors.
+  const int64_t share = ceil_div(call.out.n * pixels, torch::stable::get_num_threads());
+  const int64_t size = std::min(kForwardTile, std::max<int64_t>(64, ceil_div(share, 64) * 64));
+  const int64_t tiles = ceil_div(pixels, size);
+  const bool streamed = call.out.n * call.out.c * pixels * int64_t(sizeof(T)) >= kStreamBytes;
+  torch::stable::parallel_for(0, call.out.n * tiles, 1, [&](int64_t first, int64_t last) {
+    Arena arena(Tile<F>::bytes(size) + Columns<F>::bytes(call.out.w));
+    const Tile<F> tile(arena, size, false);
+    const Columns<F> columns(arena, call.mapping.x);
+    for (int64_t k = first; k < last; ++k) {
+      const int64_t n = k / tiles, begin = k % tiles * size, end = std::min(begin + size, pixels);
+      find_taps(call.mapping, call.flow, call.attention, columns, n, begin, end, tile);
+      if (call.out.channels_last()) {
+        forward_pixel_tile(call, n, begin, end, tile, streamed);
+      } else {
+        forward_planar_tile(call, n, begin, end, tile, streamed);
+      }
+    }
+    if (streamed) stream_fence();
+  });
+}
+
+}  // namespace
+}  // namespace vsegops::warp

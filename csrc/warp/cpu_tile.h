@@ -1,0 +1,207 @@
+// Tiles of output pixels: the taps of a tile are found once, vectorised over its pixels, and then
+// used for all channels.
+#pragma once
+
+#include <algorithm>
+
+#include "../common/cpu.h"
+#include "warp.h"
+
+namespace vsegops::warp {
+namespace {
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Memory for the arrays of a tile, one block per thread.
+class Arena {
+ public:
+  explicit Arena(size_t bytes) : next_(thread_scratch<char, Arena>(bytes + 64)) {
+    next_ += (64 - reinterpret_cast<uintptr_t>(next_) % 64) % 64;
+  }
+  template <typename T>
+  T* take(int64_t count) {
+    T* array = reinterpret_cast<T*>(next_);
+    next_ += (count * sizeof(T) + 63) / 64 * 64;
+    return array;
+  }
+
+ private:
+  char* next_;
+};
+
+// Where the pixels of a tile sample, one entry per pixel. The four taps stand at
+//   offset, offset + pair, offset + row, offset + row + pair      (pair, row: fixed by the sizes)
+// and `top` holds the weights of the first two, `bottom` of the others.
+template <typename F>
+struct Tile {
+  int32_t* offset;
+  F* top;
+  F* bottom;
+  F* attention;
+  // For the flow's gradient, along u and v: weights of the low and the high tap, and their slopes
+  // (null where they are not needed).
+  F* weight_u[2];
+  F* weight_v[2];
+  F* slope_u[2];
+  F* slope_v[2];
+  // Scratch of find_taps.
+  F* flow_x;
+  F* flow_y;
+
+  static size_t bytes(int64_t pixels) { return (pixels + 64) * (15 * sizeof(F) + 4) + 15 * 64; }
+
+  Tile(Arena& arena, int64_t pixels, bool slopes) {
+    offset = arena.take<int32_t>(pixels);
+    top = arena.take<F>(2 * pixels);
+    bottom = arena.take<F>(2 * pixels);
+    attention = arena.take<F>(pixels);
+    flow_x = arena.take<F>(pixels);
+    flow_y = arena.take<F>(pixels);
+    for (F** array : {weight_u, weight_v, slope_u, slope_v}) {
+      array[0] = slopes ? arena.take<F>(pixels) : nullptr;
+      array[1] = slopes ? arena.take<F>(pixels) : nullptr;
+    }
+  }
+
+  Tile without_slopes() const {
+    Tile tile = *this;
+    tile.slope_u[0] = nullptr;
+    return tile;
+  }
+};
+
+// Positions of the output's columns without flow.
+template <typename F>
+struct Columns {
+  int32_t* index;
+  F* fraction;
+
+  static size_t bytes(int64_t width) { return width * (sizeof(F) + 4) + 2 * 64; }
+
+  Columns(Arena& arena, const Axis<F>& axis)
+      : index(arena.take<int32_t>(axis.output)), fraction(arena.take<F>(axis.output)) {
+    for (int32_t x = 0; x < axis.output; ++x) {
+      const Position<F> p = axis.base(x);
+      index[x] = p.index;
+      fraction[x] = p.fraction;
+    }
+  }
+};
+
+// Calls `segment(y, x, i, count)` for the runs of pixels within a row that make up [begin, end);
+// `i` counts from `begin`.
+template <typename Segment>
+void for_segments(int64_t width, int64_t begin, int64_t end, const Segment& segment) {
+  for (int64_t at = begin; at < end;) {
+    const int64_t y = at / width, x = at % width;
+    const int64_t count = std::min(width - x, end - at);
+    segment(y, x, at - begin, count);
+    at += count;
+  }
+}
+
+// Reads pixels [begin, end) of one channel of image n into an array of the compute type.
+template <typename T, typename F>
+void read_pixels(const View<const T>& x, int64_t n, int64_t c, int64_t begin, int64_t end, F* out) {
+  for_segments(x.w, begin, end, [&](int64_t y, int64_t x0, int64_t i, int64_t count) {
+    const T* from = x.data + n * x.stride_n + c * x.stride_c + y * x.stride_h + x0 * x.stride_w;
+    for (int64_t k = 0; k < count; ++k) out[i + k] = static_cast<F>(widen(from[k * x.stride_w]));
+  });
+}
+
+// The taps of `count` pixels of one row. A source of one column has its pairs along y instead, so
+// that a pair is always two neighbours in memory.
+template <bool Slopes, bool Nearest, Padding padding, typename F>
+void find_row_taps(Mapping<F> mapping, const Position<F> row, const int32_t* column_index,
+                   const F* column_fraction, int64_t count, int64_t first, const Tile<F>& t) {
+  mapping.nearest = Nearest;  // constants, so that the loop has no branches and becomes vectors
+  mapping.padding = padding;
+  const int32_t width = mapping.x.source;
+  const bool column = width == 1;
+  const F scale_u = mapping.x.scale, scale_v = mapping.y.scale;
+  const F* __restrict flow_x = t.flow_x + first;
+  const F* __restrict flow_y = t.flow_y + first;
+  int32_t* __restrict offset = t.offset + first;
+  F* __restrict top = t.top + 2 * first;
+  F* __restrict bottom = t.bottom + 2 * first;
+  F *__restrict weight_u0 = t.weight_u[0] + first, *__restrict weight_u1 = t.weight_u[1] + first;
+  F *__restrict weight_v0 = t.weight_v[0] + first, *__restrict weight_v1 = t.weight_v[1] + first;
+  F *__restrict slope_u0 = t.slope_u[0] + first, *__restrict slope_u1 = t.slope_u[1] + first;
+  F *__restrict slope_v0 = t.slope_v[0] + first, *__restrict slope_v1 = t.slope_v[1] + first;
+#pragma GCC ivdep
+  for (int64_t i = 0; i < count; ++i) {
+    const Taps<F> u = mapping.taps_x({column_index[i], column_fraction[i]}, flow_x[i]);
+    const Taps<F> v = mapping.taps_y(row, flow_y[i]);
+    offset[i] = v.low * width + u.low;
+    top[2 * i] = u.weight_low * v.weight_low;
+    top[2 * i + 1] = column ? u.weight_low * v.weight_high : u.weight_high * v.weight_low;
+    bottom[2 * i] = column ? u.weight_high * v.weight_low : u.weight_low * v.weight_high;
+    bottom[2 * i + 1] = u.weight_high * v.weight_high;
+    if constexpr (Slopes) {
+      weight_u0[i] = u.weight_low;
+      weight_u1[i] = u.weight_high;
+      weight_v0[i] = v.weight_low;
+      weight_v1[i] = v.weight_high;
+      slope_u0[i] = scale_u * u.slope_low;
+      slope_u1[i] = scale_u * u.slope_high;
+      slope_v0[i] = scale_v * v.slope_low;
+      slope_v1[i] = scale_v * v.slope_high;
+    }
+  }
+}
+
+// Fills the tile for pixels [begin, end) of image n, and up to a whole vector with pixels that
+// sample nothing.
+template <typename T, typename F, typename Flow>
+void find_taps(const Mapping<F>& mapping, const View<const Flow>& flow,
+               const View<const T>& attention, const Columns<F>& columns, int64_t n, int64_t begin,
+               int64_t end, const Tile<F>& tile) {
+  const int64_t count = end - begin;
+  read_pixels(flow, n, 0, begin, end, tile.flow_x);
+  read_pixels(flow, n, 1, begin, end, tile.flow_y);
+  for_segments(flow.w, begin, end, [&](int64_t y, int64_t x, int64_t i, int64_t length) {
+    const Position<F> row = mapping.y.base(static_cast<int32_t>(y));
+    lift(tile.slope_u[0], [&](auto slopes) {
+      lift(mapping.nearest, [&](auto nearest) {
+        lift(mapping.padding == Padding::kBorder, [&](auto border) {
+          constexpr Padding padding = border() ? Padding::kBorder : Padding::kZeros;
+          find_row_taps<slopes(), nearest(), padding>(mapping, row, columns.index + x,
+                                                      columns.fraction + x, length, i, tile);
+        });
+      });
+    });
+  });
+  if (attention.data) {
+    read_pixels(attention, n, 0, begin, end, tile.attention);
+  } else {
+    std::fill_n(tile.attention, count, F(1));
+  }
+  for (int64_t i = count; i % kLanes<F> != 0; ++i) {
+    tile.offset[i] = 0;
+    tile.top[2 * i] = tile.top[2 * i + 1] = tile.bottom[2 * i] = tile.bottom[2 * i + 1] = F(0);
+    tile.attention[i] = F(0);
+    for (int k = 0; k < 2 && tile.slope_u[0]; ++k) {
+      tile.weight_u[k][i] = tile.weight_v[k][i] = tile.slope_u[k][i] = tile.slope_v[k][i] = F(0);
+    }
+  }
+}
+
+// Distances between taps in memory, in pixels.
+struct Steps {
+  int64_t pair, row;
+  bool column;  // the source has one column: pairs are along y
+
+  template <typename F>
+  explicit Steps(const Mapping<F>& m)
+      : pair(m.x.source > 1 || m.y.source > 1),
+        row(m.x.source > 1 && m.y.source > 1 ? m.x.source : 0),
+        column(m.x.source == 1) {}
+};
+
+inline void check_plane(int64_t h, int64_t w) {
+  STD_TORCH_CHECK(h * w < (int64_t(1) << 31), "input: expected a height * width below 2^31, got ",
+                  h, " * ", w);
+}
+
+}  // namespace
+}  // namespace vsegops::warp
