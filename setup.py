@@ -1,10 +1,10 @@
-"""Builds the compiled kernels: the CPU's for each instruction set, CUDA's where it can, the codec's.
+"""Builds the compiled kernels: the CPU's per instruction set, CUDA's where it can, the codec's.
 
 Environment variables:
     VSEGOPS_NATIVE=0       install pure Python (the operators then run on Triton or the reference)
     VSEGOPS_CUDA=0         leave the CUDA kernels out
     TORCH_CUDA_ARCH_LIST   architectures to compile for, say "8.0;9.0+PTX"; default: torch's own
-    CXX, CUDA_HOME, MAX_JOBS, VSEGOPS_CXXFLAGS   as usual; the last is added to the C++ flags
+    CXX, CUDA_HOME, MAX_JOBS, VSEGOPS_CXXFLAGS   as usual; the last is added after the C++ flags
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent.resolve()
+NATIVE = os.environ.get("VSEGOPS_NATIVE") != "0"
 MINIMUM = (2, 11)  # the stable ABI that the kernels are compiled for
 TARGET_VERSION = f"0x{MINIMUM[0]:02x}{MINIMUM[1]:02x}000000000000ULL"
 
@@ -91,27 +93,37 @@ def cuda_refusal(torch: dict[str, str]) -> str | None:
         return f"torch {torch['version']} is not a CUDA build"
     if find_nvcc() is None:
         return "nvcc was not found (looked at CUDA_HOME, CUDA_PATH, PATH)"
+    if not cuda_architectures(torch):
+        return f"{find_nvcc()} knows none of torch's architectures ({torch['architectures']})"
     return None
 
 
 def cuda_architectures(torch: dict[str, str]) -> list[str]:
-    """nvcc's -gencode arguments, for TORCH_CUDA_ARCH_LIST or else torch's own architectures."""
-    wanted = os.environ.get("TORCH_CUDA_ARCH_LIST")
-    if wanted:
-        names = []
-        for name in re.split(r"[ ;,]+", wanted.strip()):
-            number = name.removesuffix("+PTX").replace(".", "")
-            names.append(f"sm_{number}")
-            if name.endswith("+PTX"):
-                names.append(f"compute_{number}")
-    else:
-        names = torch["architectures"].split()
-    known = subprocess.run([find_nvcc(), "--list-gpu-arch"], capture_output=True, text=True).stdout
+    """nvcc's -gencode arguments, for TORCH_CUDA_ARCH_LIST or else torch's own architectures.
+
+    Of torch's own those that this nvcc does not know are left out; one that was asked for is not.
+    """
+    asked = [
+        name for name in re.split(r"[ ;,]+", os.environ.get("TORCH_CUDA_ARCH_LIST", "")) if name
+    ]
+    names = []
+    for name in asked:
+        match = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", name)
+        if match is None:
+            raise SystemExit(
+                f"TORCH_CUDA_ARCH_LIST: expected numbers like 8.0 or 9.0a+PTX, got {name!r}."
+            )
+        number = "".join(match.group(1, 2, 3))
+        names += [f"sm_{number}", f"compute_{number}"] if match[4] else [f"sm_{number}"]
+    nvcc = find_nvcc()
+    known = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True).stdout.split()
     flags = []
-    for name in names:
+    for name in names or torch["architectures"].split():
         kind, number = name.split("_")
-        if f"compute_{number.rstrip('af')}" in known.split():
+        if f"compute_{number.rstrip('af')}" in known:
             flags.append(f"-gencode=arch=compute_{number},code={kind}_{number}")
+        elif asked:
+            raise SystemExit(f"TORCH_CUDA_ARCH_LIST: {nvcc} does not know {name}.")
     return flags
 
 
@@ -131,7 +143,8 @@ def libraries(torch: dict[str, str]) -> list[Library]:
     link = [f"-L{torch['path']}/lib", "-ltorch_cpu", "-lc10"]
     abi = [include, f"-DTORCH_TARGET_VERSION={TARGET_VERSION}"]
     # No error numbers and no floating point exceptions: floor and the like become vectors.
-    cpu = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi", "-Wno-maybe-uninitialized", *abi]
+    cpu = ["-O3", "-fno-math-errno", "-fno-trapping-math"]
+    cpu += ["-Wno-psabi", "-Wno-maybe-uninitialized", *abi]
     cpu_sources = sorted(ROOT.glob("csrc/*/cpu.cpp"))
     found = [
         Library(f"vsegops/lib/cpu_{name}.so", cpu_sources, [*cpu, *flags], link)
@@ -164,7 +177,7 @@ def ninja_file(wanted: list[Library], target: Path) -> str:
     extra = os.environ.get("VSEGOPS_CXXFLAGS", "")
     lines = [
         "rule cxx",
-        f"  command = {cxx} -std=c++20 -fPIC -Wall {extra} -MMD -MF $out.d $flags -c $in -o $out",
+        f"  command = {cxx} -std=c++20 -fPIC -Wall -MMD -MF $out.d $flags {extra} -c $in -o $out",
         "  depfile = $out.d",
         "  deps = gcc",
         "  description = compile $out",
@@ -191,6 +204,27 @@ def ninja_file(wanted: list[Library], target: Path) -> str:
         lines += [f"build {target / library.output}: link_{library.compiler} {' '.join(objects)}"]
         lines += [f"  flags = {' '.join(library.link)}"]
     return "\n".join(lines) + "\n"
+
+
+def write_record(target: Path, record: dict[str, str]) -> None:
+    """Where the package looks for what was built, and why the rest was not."""
+    path = target / "vsegops/lib/build.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=2) + "\n")
+
+
+class BuildPython(build_py):
+    """Copies the Python files; leaves compiled kernels behind where none were asked for."""
+
+    def run(self) -> None:
+        super().run()
+        if NATIVE:
+            return
+        target = ROOT if self.editable_mode else Path(self.build_lib)
+        for pattern in ("vsegops/lib/*.so", "vsegops/_codec.*.so"):
+            for left in target.glob(pattern):
+                left.unlink()
+        write_record(target, {"cpu": "VSEGOPS_NATIVE=0", "cuda": "VSEGOPS_NATIVE=0"})
 
 
 class BuildNative(build_ext):
@@ -221,7 +255,7 @@ class BuildNative(build_ext):
             "cpu": f"compiled for {', '.join(INSTRUCTION_SETS)}",
             "cuda": refused or f"compiled for {', '.join(architectures)}",
         }
-        (target / "vsegops/lib/build.json").write_text(json.dumps(record, indent=2) + "\n")
+        write_record(target, record)
         summary = "\n".join(f"  {name:6} {text}" for name, text in record.items())
         print(f"\nvsegops, compiled kernels:\n{summary}\n", file=sys.stderr, flush=True)
 
@@ -232,7 +266,6 @@ class BuildNative(build_ext):
         return {}  # an editable install is built in place
 
 
-native = os.environ.get("VSEGOPS_NATIVE") != "0"
 setup(
     packages=[
         *find_packages(include=["vsegops", "vsegops.*"], exclude=["vsegops.models*"]),
@@ -240,6 +273,6 @@ setup(
         *(f"vsegops.models.{name}" for name in find_packages("models")),
     ],
     # setuptools is told of extensions so that the wheel is marked as made for one platform.
-    ext_modules=[Extension("vsegops._native", sources=[])] if native else [],
-    cmdclass={"build_ext": BuildNative},
+    ext_modules=[Extension("vsegops._native", sources=[])] if NATIVE else [],
+    cmdclass={"build_py": BuildPython, "build_ext": BuildNative},
 )

@@ -55,6 +55,20 @@ def check_tensor(
         raise error(name, f"a tensor on {like.device}", value)
 
 
+def effective_dtype(x: Tensor) -> torch.dtype:
+    """The dtype that an operator's features have once autocast, if it is on, has cast them."""
+    device = x.device.type
+    if x.dtype != torch.float64 and device in ("cpu", "cuda") and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return x.dtype
+
+
+def check_dtype(name: str, value: Tensor, dtype: torch.dtype) -> None:
+    """Check that a tensor has, under autocast, the dtype of the features it goes with."""
+    if effective_dtype(value) != dtype:
+        raise error(name, f"dtype {dtype}", value)
+
+
 def check_option(name: str, value: Any, options: Sequence[str]) -> None:
     """Check an option that is one of a few words."""
     if value not in options:

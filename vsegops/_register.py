@@ -14,7 +14,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch._C import DispatchKey, DispatchKeySet, _ExcludeDispatchKeyGuard
+from torch._C import (
+    DispatchKey,
+    DispatchKeySet,
+    _after_autograd_keyset,
+    _any_requires_grad,
+    _AutoDispatchBelowAutograd,
+    _ExcludeDispatchKeyGuard,
+)
 
 from ._backends import BACKENDS, select, use_backend
 
@@ -106,7 +113,7 @@ def _register_in(namespace: str, module: str | None, family: str, operator: Oper
     qualified = f"{namespace}::{operator.name}"
     torch.library.register_fake(qualified, operator.fake, lib=library)
     function = overload(namespace, operator.name)
-    _register_autograd(library, qualified, namespace, operator)
+    _register_autograd(library, namespace, operator)
     if operator.autocast:
         _register_autocast(library, function, operator)
     if module is not None:
@@ -133,30 +140,49 @@ def _register_python(
 
 
 def _register_autograd(
-    library: torch.library.Library, qualified: str, namespace: str, operator: Operator
+    library: torch.library.Library, namespace: str, operator: Operator
 ) -> None:
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        if operator.backward is not None:
-            saved = operator.saved(inputs)
-            tensors = {i: x for i, x in enumerate(saved) if isinstance(x, torch.Tensor)}
-            ctx.save_for_backward(*tensors.values())
-            ctx.positions = list(tensors)
-            ctx.rest = [None if i in tensors else x for i, x in enumerate(saved)]
+    """Register an autograd function at the dispatcher's autograd key.
 
-    def backward(ctx: Any, *grads: Any) -> Any:
-        if operator.backward is None:
-            raise RuntimeError(
-                f"{qualified} is not differentiable: vsegops operators have no second derivative"
-                if operator.name.endswith("_backward")
-                else f"{qualified} is not differentiable"
-            )
-        inputs = list(ctx.rest)
-        for position, tensor in zip(ctx.positions, ctx.saved_tensors, strict=True):
-            inputs[position] = tensor
-        ops = getattr(torch.ops, namespace)
-        return operator.backward(ops, ctx.needs_input_grad, inputs, *grads)
+    `torch.library.register_autograd` does the same, but looks defaults up in the schema at every
+    call, which costs more than a small kernel.
+    """
+    function = overload(namespace, operator.name)
+    ops = getattr(torch.ops, namespace)
 
-    torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=library)
+    class Differentiable(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, keyset: DispatchKeySet, *inputs: Any) -> Any:
+            if operator.backward is not None:
+                saved = operator.saved(inputs)
+                tensors = {i: x for i, x in enumerate(saved) if isinstance(x, torch.Tensor)}
+                ctx.save_for_backward(*tensors.values())
+                ctx.positions = list(tensors)
+                ctx.rest = [None if i in tensors else x for i, x in enumerate(saved)]
+            with _AutoDispatchBelowAutograd():
+                return function.redispatch(keyset & _after_autograd_keyset, *inputs)
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Any) -> Any:
+            if operator.backward is None:
+                raise RuntimeError(
+                    f"{namespace}::{operator.name} is not differentiable"
+                    + ": vsegops operators have no second derivative" * ("_backward" in operator.name)
+                )
+            inputs = list(ctx.rest)
+            for position, tensor in zip(ctx.positions, ctx.saved_tensors, strict=True):
+                inputs[position] = tensor
+            return None, *operator.backward(ops, ctx.needs_input_grad[1:], inputs, *grads)
+
+    Differentiable.__name__ = f"{namespace}_{operator.name}"
+
+    def kernel(keyset: DispatchKeySet, *inputs: Any) -> Any:
+        if torch.is_grad_enabled() and _any_requires_grad(*inputs):
+            return Differentiable.apply(keyset, *inputs)
+        with _AutoDispatchBelowAutograd():
+            return function.redispatch(keyset & _after_autograd_keyset, *inputs)
+
+    library.impl(operator.name, kernel, "Autograd", with_keyset=True)
 
 
 def _register_autocast(

@@ -46,8 +46,6 @@ struct View {
   int64_t n = 0, c = 0, h = 0, w = 0;
   int64_t stride_n = 0, stride_c = 0, stride_h = 0, stride_w = 0;
 
-  bool channels_last() const { return stride_c == 1 && c > 1; }
-
   // The place of an element.
   VSEGOPS_HD int64_t at(int64_t in, int64_t ic, int64_t iy, int64_t ix) const {
     return in * stride_n + ic * stride_c + iy * stride_h + ix * stride_w;

@@ -1,6 +1,6 @@
 // Panels: some channels of every pixel side by side, in the type that is computed in, so that one
-// pixel is read and written by whole vectors. An image is copied to and from panels of one or more
-// vectors a pixel, transposed if it keeps its channels apart.
+// pixel is read and written by whole vectors. An image is copied to and from panels of kLanes
+// channels, transposed if it keeps its channels apart.
 #pragma once
 
 #include <algorithm>
@@ -20,75 +20,60 @@ template <typename T>
 struct Image {
   T* data;  // the panel's first channel of pixel 0
   int64_t channel, pixel;
-  int64_t width;  // of the panel, in channels
+  int64_t width;  // of the panel, in channels, at most kLanes
 
   bool planes() const { return pixel == 1; }
 };
 
 // Planes are read in runs too short for the processor to foresee the next.
-constexpr int64_t kAhead = 2048;
+constexpr int64_t kAhead = 512;
 
-// Pixels [begin, end) into `panel`, `stride` (whole vectors) apart; lanes past the image's channels
-// become 0.
+// Pixels [begin, end) into `panel`; lanes past the image's channels become 0.
 template <typename T, typename F>
-void load_panel(const Image<T>& image, int64_t begin, int64_t end, int64_t stride, F* panel) {
+void load_panel(const Image<T>& image, int64_t begin, int64_t end, F* panel) {
   constexpr int n = kLanes<F>;
   int64_t i = begin;
-  for (; image.planes() && i + n <= end; i += n, panel += n * stride) {
-    for (int64_t c = 0; c < stride; c += n) {
-      Vector<F> block[n];
-      for (int k = 0; k < n; ++k) {
-        const T* from = image.data + (c + k) * image.channel + i;
-        block[k] = c + k < image.width ? load(from) : Vector<F>{};
-        if (c + k < image.width) __builtin_prefetch(from + kAhead);
-      }
-      transpose<F>(block);
-      for (int k = 0; k < n; ++k) store(block[k], panel + k * stride + c);
-    }
-  }
-  for (; i < end; ++i, panel += stride) {
-    const T* from = image.data + i * image.pixel;
-    for (int64_t k = 0; k < image.width; ++k) panel[k] = F(widen(from[k * image.channel]));
-    std::fill(panel + image.width, panel + stride, F(0));
-  }
-}
-
-template <bool Stream, typename T, typename F>
-void store_planes(const F* panel, int64_t pixel, int64_t stride, const Image<T>& image) {
-  constexpr int n = kLanes<F>;
-  for (int64_t c = 0; c < image.width; c += n) {
+  for (; image.planes() && i + n <= end; i += n, panel += n * n) {
     Vector<F> block[n];
-    for (int k = 0; k < n; ++k) block[k] = load(panel + k * stride + c);
-    transpose<F>(block);
-    T* to = image.data + c * image.channel + pixel;
-    for (int k = 0; k < n && c + k < image.width; ++k, to += image.channel) {
-      if constexpr (Stream) {
-        stream<F>(block[k], to);
-      } else {
-        store(block[k], to);
-      }
+    for (int k = 0; k < n; ++k) {
+      const T* from = image.data + k * image.channel + i;
+      block[k] = k < image.width ? load(from) : Vector<F>{};
+      if (k < image.width) __builtin_prefetch(from + kAhead);
     }
+    transpose<F>(block);
+    for (int k = 0; k < n; ++k) store(block[k], panel + k * n);
+  }
+  for (; i < end; ++i, panel += n) {
+    const T* from = image.data + i * image.pixel;
+    for (int k = 0; k < n; ++k) panel[k] = k < image.width ? F(widen(from[k * image.channel])) : F(0);
   }
 }
 
 // `panel` into pixels [begin, end); past the caches if `streamed` and the image is aligned.
 template <typename T, typename F>
-void store_panel(const F* panel, int64_t begin, int64_t end, int64_t stride, const Image<T>& image,
-                 bool streamed) {
+void store_panel(const F* panel, int64_t begin, int64_t end, const Image<T>& image,
+                 bool streamed = false) {
   constexpr int n = kLanes<F>;
   int64_t i = begin;
   if constexpr (std::is_same_v<T, F>) {
-    const bool fits = is_aligned(image.data + i) && is_aligned(image.data + image.channel + i);
-    for (; streamed && fits && image.planes() && i + n <= end; i += n, panel += n * stride) {
-      store_planes<true>(panel, i, stride, image);
+    if (streamed && image.planes() && is_aligned(image.data + i) && is_aligned(image.data + image.channel + i)) {
+      for (; i + n <= end; i += n, panel += n * n) {
+        Vector<F> block[n];
+        for (int k = 0; k < n; ++k) block[k] = load(panel + k * n);
+        transpose<F>(block);
+        for (int k = 0; k < image.width; ++k) stream<F>(block[k], image.data + k * image.channel + i);
+      }
     }
   }
-  for (; image.planes() && i + n <= end; i += n, panel += n * stride) {
-    store_planes<false>(panel, i, stride, image);
+  for (; image.planes() && i + n <= end; i += n, panel += n * n) {
+    Vector<F> block[n];
+    for (int k = 0; k < n; ++k) block[k] = load(panel + k * n);
+    transpose<F>(block);
+    for (int k = 0; k < image.width; ++k) store(block[k], image.data + k * image.channel + i);
   }
-  for (; i < end; ++i, panel += stride) {
+  for (; i < end; ++i, panel += n) {
     T* to = image.data + i * image.pixel;
-    for (int64_t k = 0; k < image.width; ++k) narrow(panel[k], to + k * image.channel);
+    for (int k = 0; k < image.width; ++k) narrow(panel[k], to + k * image.channel);
   }
 }
 

@@ -198,13 +198,13 @@ void launch_split(void (*kernel)(Call), const View<T>& out, Call call, const Con
   }
 }
 
-// Calls `run(Layout())` for dense tensors of one layout, of which `x` and `y` are two: an image of
-// one pixel looks like either. `data`: all that is accessed by vectors; null ones do not count.
-template <typename T, typename U, typename Run, typename... P>
-void with_layout(const View<T>& x, const View<U>& y, const Run& run, const P*... data) {
-  constexpr int width = kVector<std::remove_const_t<T>>;
-  if (!x.channels_last() || !y.channels_last()) return run(Planes());
-  if (x.c % width == 0 && (aligned(data) && ...)) return run(Vectors<width>());
+// Calls `run(Layout())` for dense tensors of `channels` channels. `data`: all that is accessed by
+// vectors; null ones do not count.
+template <typename T, typename Run, typename... P>
+void with_layout(bool channels_last, int64_t channels, const Run& run, const P*... data) {
+  constexpr int width = kVector<T>;
+  if (!channels_last) return run(Planes());
+  if (channels % width == 0 && (aligned(data) && ...)) return run(Vectors<width>());
   run(Vectors<1>());
 }
 

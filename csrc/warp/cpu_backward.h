@@ -17,7 +17,7 @@
 namespace vsegops::warp {
 namespace {
 
-constexpr int64_t kBackwardTile = 2048;     // pixels
+constexpr int64_t kBackwardTile = 1024;     // pixels
 constexpr int64_t kKeptScratch = 16 << 20;  // bytes that a thread keeps from call to call
 
 // For each tile, the source pixels [low, high) that are alive while it is handled: all that it
@@ -40,18 +40,17 @@ template <typename T, typename F>
 class Window {
  public:
   // Either image may be absent (null data).
-  Window(const Image<const T>& source, const Image<T>& d_source, int64_t capacity, int64_t stride,
-         bool streamed, F* memory)
+  Window(const Image<const T>& source, const Image<T>& d_source, int64_t capacity, bool streamed,
+         F* memory)
       : streamed_(streamed),
-        stride_(stride),
         source_(source),
         d_source_(d_source),
         capacity_(capacity),
         values_(memory),
-        gradients_(memory + (source.data ? capacity * stride : 0)) {}
+        gradients_(memory + (source.data ? capacity * kLanes<F> : 0)) {}
 
-  static int64_t elements(int64_t capacity, int64_t stride, bool source, bool d_source) {
-    return capacity * stride * (source + d_source);
+  static int64_t elements(int64_t capacity, bool source, bool d_source) {
+    return capacity * kLanes<F> * (source + d_source);
   }
 
   // Makes [low, high) living: earlier pixels are done, later ones begin.
@@ -64,13 +63,13 @@ class Window {
       retire(low);
     }
     if (high - origin_ > capacity_) {
-      const int64_t bytes = (high_ - low_) * stride_ * sizeof(F);
+      const int64_t bytes = (high_ - low_) * kLanes<F> * sizeof(F);
       if (source_.data) std::memmove(values_, at(values_, low_), bytes);
       if (d_source_.data) std::memmove(gradients_, at(gradients_, low_), bytes);
       origin_ = low_;
     }
     if (high > high_) {
-      if (source_.data) load_panel(source_, high_, high, stride_, at(values_, high_));
+      if (source_.data) load_panel(source_, high_, high, at(values_, high_));
       if (d_source_.data) std::fill(at(gradients_, high_), at(gradients_, high), F(0));
       high_ = high;
     }
@@ -82,18 +81,17 @@ class Window {
   }
 
   // Where pixel 0 would stand.
-  Panel<const F> values() const { return {at(values_, 0), stride_}; }
-  Panel<F> gradients() const { return {at(gradients_, 0), stride_}; }
+  Panel<const F> values() const { return {at(values_, 0), kLanes<F>}; }
+  Panel<F> gradients() const { return {at(gradients_, 0), kLanes<F>}; }
 
  private:
   void retire(int64_t low) {
-    if (d_source_.data) store_panel(at(gradients_, low_), low_, low, stride_, d_source_, streamed_);
+    if (d_source_.data) store_panel(at(gradients_, low_), low_, low, d_source_, streamed_);
     low_ = low;
   }
-  F* at(F* base, int64_t pixel) const { return base + (pixel - origin_) * stride_; }
+  F* at(F* base, int64_t pixel) const { return base + (pixel - origin_) * kLanes<F>; }
 
   const bool streamed_;
-  const int64_t stride_;
   const Image<const T> source_;
   const Image<T> d_source_;
   const int64_t capacity_;
@@ -102,29 +100,45 @@ class Window {
   int64_t origin_ = 0, low_ = 0, high_ = 0;
 };
 
+// Adds what kLanes pixels, from `first` on, contribute to the slopes of u and v, from the products
+// of gradient and source at their four taps.
+template <typename F>
+VSEGOPS_HD void add_slopes(const Tile<F>& tile, int64_t first, const Steps& steps,
+                           const Vector<F> (*products)[kLanes<F>], F* d_u, F* d_v) {
+  const Vector<F> low_low = sums<F>(products[0]), high_high = sums<F>(products[3]);
+  const Vector<F> second = sums<F>(products[1]), third = sums<F>(products[2]);
+  // A source of one column has its pairs along v (see find_row_taps): low and high change.
+  const Vector<F> high_low = steps.column ? third : second;  // u high, v low
+  const Vector<F> low_high = steps.column ? second : third;
+  const Vector<F> u0 = load(tile.weight_u[0] + first), u1 = load(tile.weight_u[1] + first);
+  const Vector<F> v0 = load(tile.weight_v[0] + first), v1 = load(tile.weight_v[1] + first);
+  const Vector<F> u = load(tile.slope_u[0] + first) * (v0 * low_low + v1 * low_high) +
+                      load(tile.slope_u[1] + first) * (v0 * high_low + v1 * high_high);
+  const Vector<F> v = load(tile.slope_v[0] + first) * (u0 * low_low + u1 * high_low) +
+                      load(tile.slope_v[1] + first) * (u0 * low_high + u1 * high_high);
+  store(load(d_u + first) + u, d_u + first);
+  store(load(d_v + first) + v, d_v + first);
+}
+
 // The pixels of a tile over the channels of a panel: adds grad, weighted, to the four taps in
-// `d_source` (Scatter), and adds the slopes of u, v and attention to `d_u`, `d_v`, `d_attention`
-// (Slopes, Attended).
-template <bool Scatter, bool Slopes, bool Attended, typename F>
+// `d_source` (Scatter), and adds the slopes of u and v to `d_u` and `d_v` (Slopes).
+template <bool Scatter, bool Slopes, typename F>
 void scatter_tile(const Tile<F>& tile, int64_t count, const Steps& steps, int64_t width,
-                  Panel<const F> grad, Panel<const F> source, Panel<const F> correction,
-                  Panel<F> d_source, F* d_u, F* d_v, F* d_attention) {
+                  Panel<const F> grad, Panel<const F> source, Panel<F> d_source, F* d_u, F* d_v) {
   constexpr int n = kLanes<F>;
   const int64_t row = steps.row * source.stride, pair = steps.pair * source.stride;
   const int64_t d_row = steps.row * d_source.stride, d_pair = steps.pair * d_source.stride;
-  // For each pixel the products grad * source at the four taps, and grad * correction.
-  alignas(64) Vector<F> products[5][n] = {};
+  alignas(64) Vector<F> products[4][n] = {};  // grad * source at the four taps, of each pixel
   for (int64_t first = 0; first < count; first += n) {
     const int64_t pixels = std::min<int64_t>(n, count - first);
     for (int64_t j = 0; j < pixels; ++j) {
       const int64_t i = first + j;
       const F* g = grad.data + i * grad.stride;
       const F* p = source.data + tile.offset[i] * source.stride;
-      const F* added = correction.data + i * correction.stride;
       F* d = d_source.data + tile.offset[i] * d_source.stride;
       const F w00 = tile.top[2 * i], w01 = tile.top[2 * i + 1];
       const F w10 = tile.bottom[2 * i], w11 = tile.bottom[2 * i + 1];
-      Vector<F> s00{}, s01{}, s10{}, s11{}, s{};
+      Vector<F> s00{}, s01{}, s10{}, s11{};
       int64_t c = 0;
       for (; c + n <= width; c += n) {
         const Vector<F> gradient = load(g + c);
@@ -134,7 +148,6 @@ void scatter_tile(const Tile<F>& tile, int64_t count, const Steps& steps, int64_
           s10 += gradient * load(p + row + c);
           s11 += gradient * load(p + row + pair + c);
         }
-        if constexpr (Attended) s += gradient * load(added + c);
         if constexpr (Scatter) {  // one after the other: the taps of a thin source coincide
           store(load(d + c) + w00 * gradient, d + c);
           store(load(d + d_pair + c) + w01 * gradient, d + d_pair + c);
@@ -142,7 +155,7 @@ void scatter_tile(const Tile<F>& tile, int64_t count, const Steps& steps, int64_
           store(load(d + d_row + d_pair + c) + w11 * gradient, d + d_row + d_pair + c);
         }
       }
-      F t00 = 0, t01 = 0, t10 = 0, t11 = 0, t = 0;
+      F t00 = 0, t01 = 0, t10 = 0, t11 = 0;
       for (; c < width; ++c) {
         const F gradient = g[c];
         if constexpr (Slopes) {
@@ -151,7 +164,6 @@ void scatter_tile(const Tile<F>& tile, int64_t count, const Steps& steps, int64_
           t10 += gradient * p[row + c];
           t11 += gradient * p[row + pair + c];
         }
-        if constexpr (Attended) t += gradient * added[c];
         if constexpr (Scatter) {
           d[c] += w00 * gradient;
           d[d_pair + c] += w01 * gradient;
@@ -165,51 +177,49 @@ void scatter_tile(const Tile<F>& tile, int64_t count, const Steps& steps, int64_
         products[2][j] = s10 + first_lane(t10);
         products[3][j] = s11 + first_lane(t11);
       }
-      if constexpr (Attended) products[4][j] = s + first_lane(t);
     }
-    if constexpr (Slopes) {
-      // A source of one column has its pairs along v (see find_row_taps): low and high change.
-      const Vector<F> low_low = sums<F>(products[0]), high_high = sums<F>(products[3]);
-      const Vector<F> second = sums<F>(products[1]), third = sums<F>(products[2]);
-      const Vector<F> high_low = steps.column ? third : second;  // u high, v low
-      const Vector<F> low_high = steps.column ? second : third;
-      const Vector<F> u0 = load(tile.weight_u[0] + first), u1 = load(tile.weight_u[1] + first);
-      const Vector<F> v0 = load(tile.weight_v[0] + first), v1 = load(tile.weight_v[1] + first);
-      const Vector<F> u = load(tile.slope_u[0] + first) * (v0 * low_low + v1 * low_high) +
-                          load(tile.slope_u[1] + first) * (v0 * high_low + v1 * high_high);
-      const Vector<F> v = load(tile.slope_v[0] + first) * (u0 * low_low + u1 * high_low) +
-                          load(tile.slope_v[1] + first) * (u0 * low_high + u1 * high_high);
-      store(load(d_u + first) + u, d_u + first);
-      store(load(d_v + first) + v, d_v + first);
-    }
-    if constexpr (Attended) {
-      store(load(d_attention + first) + sums<F>(products[4]), d_attention + first);
-    }
+    if constexpr (Slopes) add_slopes(tile, first, steps, products, d_u, d_v);
   }
 }
 
-// d_correction = grad * attention for the pixels of a tile.
+// d_correction = grad * attention, and d_attention += grad * correction, summed over the channels:
+// the part of the backward that is not moved by the flow. Either may be absent.
 template <typename T, typename F>
-void scale_tile(const Image<const T>& grad, const Tile<F>& tile, int64_t begin, int64_t count,
-                const Image<T>& out, bool streamed) {
+void correct_tile(const Image<const T>& grad, const Image<const T>& correction, const Tile<F>& tile,
+                  int64_t begin, int64_t count, const Image<T>& d_correction, bool streamed,
+                  F* d_attention) {
   constexpr int n = kLanes<F>;
-  if (grad.planes()) {
-    for (int64_t c = 0; c < grad.width; ++c) {
-      const T* from = grad.data + c * grad.channel + begin;
-      T* to = out.data + c * out.channel + begin;
-      int64_t i = 0;
-      if constexpr (std::is_same_v<T, F>) {
-        for (; streamed && is_aligned(to) && i + n <= count; i += n) {
-          stream<F>(load(tile.attention + i) * load(from + i), to + i);
-        }
-      }
-      for (; i < count; ++i) narrow(tile.attention[i] * widen(from[i]), to + i);
+  for (int64_t c = 0; grad.planes() && c < grad.width; ++c) {
+    const T* g = grad.data + c * grad.channel + begin;
+    const T* added = correction.data + c * correction.channel + begin;
+    T* out = d_correction.data + c * d_correction.channel + begin;
+    if (d_attention) {
+      for (int64_t i = 0; i < count; ++i) d_attention[i] += widen(g[i]) * widen(added[i]);
     }
-  } else {
-    for (int64_t i = 0; i < count; ++i) {
-      const T* from = grad.data + (begin + i) * grad.pixel;
-      T* to = out.data + (begin + i) * out.pixel;
-      for (int64_t c = 0; c < grad.width; ++c) narrow(tile.attention[i] * widen(from[c]), to + c);
+    if (!d_correction.data) continue;
+    int64_t i = 0;
+    if constexpr (std::is_same_v<T, F>) {
+      for (; streamed && is_aligned(out) && i + n <= count; i += n) {
+        stream<F>(load(tile.attention + i) * load(g + i), out + i);
+      }
+    }
+    for (; i < count; ++i) narrow(tile.attention[i] * widen(g[i]), out + i);
+  }
+  for (int64_t i = 0; !grad.planes() && i < count; ++i) {
+    const T* g = grad.data + (begin + i) * grad.pixel;
+    const T* added = correction.data + (begin + i) * correction.pixel;
+    T* out = d_correction.data + (begin + i) * d_correction.pixel;
+    if (d_correction.data) {
+      for (int64_t c = 0; c < grad.width; ++c) narrow(tile.attention[i] * widen(g[c]), out + c);
+    }
+    if (d_attention) {
+      Vector<F> sum{};
+      int64_t c = 0;
+      for (; c + n <= grad.width; c += n) sum += load(g + c) * load(added + c);
+      F total = 0;
+      for (; c < grad.width; ++c) total += widen(g[c]) * widen(added[c]);
+      for (int k = 0; k < n; ++k) total += sum[k];
+      d_attention[i] += total;
     }
   }
 }
@@ -229,27 +239,21 @@ class BackwardChunk {
         d_v_(totals + padded(pixels_)),
         d_attention_(totals + 2 * padded(pixels_)) {}
 
-  // Two vectors of channels a pixel share the work that a pixel costs.
-  static int64_t panel_width(int64_t channels) {
-    return channels > kLanes<F> ? 2 * kLanes<F> : kLanes<F>;
-  }
   static int64_t padded(int64_t pixels) { return ceil_div(pixels, 64) * 64; }
 
   void run(int64_t first_channel, int64_t last_channel, const Context& context) {
     std::fill_n(d_u_, 3 * padded(pixels_), F(0));
     Arena arena(Tile<F>::bytes(kBackwardTile) + Columns<F>::bytes(call_.grad.w) +
-                2 * (kBackwardTile * panel_width(last_channel - first_channel) * sizeof(F) + 64));
+                kBackwardTile * kLanes<F> * sizeof(F) + 64);
     const Tile<F> tile(arena, kBackwardTile, true);
     const Columns<F> columns(arena, call_.mapping.x);
-    const int64_t lanes = panel_width(last_channel - first_channel);
-    F* const grad_copy = arena.take<F>(kBackwardTile * lanes);
-    F* const correction_copy = arena.take<F>(kBackwardTile * lanes);
+    F* const grad_copy = arena.take<F>(kBackwardTile * kLanes<F>);
     if (direct()) {
       const int64_t width = last_channel - first_channel;
       const Image<T> d_input = image(call_.d_input, first_channel, width);
       if (d_input.data) store_zeros(0, source_pixels_, d_input);
       for_tiles(tile, columns, [&](int64_t begin, int64_t end) {
-        run_tile(tile, begin, end, width, first_channel, width, grad_copy, correction_copy,
+        run_tile(tile, begin, end, width, first_channel, width, grad_copy,
                  in_place(image(call_.input, first_channel, width), 0),
                  in_place(d_input, 0));
       });
@@ -265,7 +269,7 @@ class BackwardChunk {
     alive.finish();
     const int64_t capacity = std::min(2 * alive.longest, source_pixels_);
     const bool slopes = call_.d_flow.data, scatter = call_.d_input.data;
-    const int64_t elements = Window<T, F>::elements(capacity, lanes, slopes, scatter);
+    const int64_t elements = Window<T, F>::elements(capacity, slopes, scatter);
     F* memory;
     std::optional<Tensor> held;
     if (elements * int64_t(sizeof(F)) <= kKeptScratch) {
@@ -273,17 +277,17 @@ class BackwardChunk {
     } else {
       held = context.scratch(elements, &memory);
     }
-    for (int64_t c = first_channel; c < last_channel; c += lanes) {
-      const int64_t width = std::min(lanes, last_channel - c);
+    for (int64_t c = first_channel; c < last_channel; c += kLanes<F>) {
+      const int64_t width = std::min<int64_t>(kLanes<F>, last_channel - c);
       Image<const T> source = image(call_.input, c, width);
       if (!slopes) source.data = nullptr;
-      Window<T, F> window(source, image(call_.d_input, c, width), capacity, lanes,
+      Window<T, F> window(source, image(call_.d_input, c, width), capacity,
                           streamed(), memory);
       int64_t t = 0;
       for_tiles(tile, columns, [&](int64_t begin, int64_t end) {
         window.advance(alive.low[t], alive.high[t]);
         ++t;
-        run_tile(tile, begin, end, lanes, c, width, grad_copy, correction_copy,
+        run_tile(tile, begin, end, kLanes<F>, c, width, grad_copy,
                  window.values(), window.gradients());
       });
       window.finish(source_pixels_);
@@ -292,7 +296,7 @@ class BackwardChunk {
 
  private:
   // Channels side by side already, and in the type that is computed in.
-  bool direct() const { return std::is_same_v<T, F> && call_.grad.channels_last(); }
+  bool direct() const { return std::is_same_v<T, F> && call_.channels_last; }
 
   bool streamed() const {
     return call_.d_input.n * call_.d_input.c * source_pixels_ * int64_t(sizeof(T)) >= kStreamBytes;
@@ -302,7 +306,7 @@ class BackwardChunk {
   Image<U> image(const View<U>& x, int64_t c, int64_t width) const {
     if (!x.data) return {nullptr, 0, 0, width};
     const int64_t plane = x.h * x.w;
-    if (call_.grad.channels_last()) return {x.data + n_ * x.c * plane + c, 1, x.c, width};
+    if (call_.channels_last) return {x.data + n_ * x.c * plane + c, 1, x.c, width};
     return {x.data + (n_ * x.c + c) * plane, plane, 1, width};
   }
 
@@ -314,10 +318,10 @@ class BackwardChunk {
 
   // Pixels [begin, end) of a tensor as a panel: where they are, or copied.
   Panel<const F> panel(const View<const T>& x, int64_t c, int64_t width, int64_t begin, int64_t end,
-                       int64_t lanes, F* copy) const {
+                       F* copy) const {
     if (direct()) return in_place(image(x, c, width), begin);
-    load_panel(image(x, c, width), begin, end, lanes, copy);
-    return {copy, lanes};
+    load_panel(image(x, c, width), begin, end, copy);
+    return {copy, kLanes<F>};
   }
 
   template <typename Body>
@@ -331,27 +335,21 @@ class BackwardChunk {
 
   // Channels [c, c + width) of a tile; `lanes` of each pixel are handled.
   void run_tile(const Tile<F>& tile, int64_t begin, int64_t end, int64_t lanes, int64_t c,
-                int64_t width, F* grad_copy, F* correction_copy, const Panel<const F>& source,
+                int64_t width, F* grad_copy, const Panel<const F>& source,
                 const Panel<F>& d_source) const {
-    if (call_.d_correction.data) {
-      scale_tile(image(call_.grad, c, width), tile, begin, end - begin,
-                 image(call_.d_correction, c, width), streamed());
+    if (call_.d_correction.data || call_.d_attention.data) {
+      correct_tile(image(call_.grad, c, width), image(call_.correction, c, width), tile, begin,
+                   end - begin, image(call_.d_correction, c, width), streamed(),
+                   call_.d_attention.data ? d_attention_ + begin : nullptr);
     }
     const bool scatter = call_.d_input.data, slopes = call_.d_flow.data;
-    const bool attended = call_.d_attention.data;
-    if (!scatter && !slopes && !attended) return;
-    const Panel<const F> grad = panel(call_.grad, c, width, begin, end, lanes, grad_copy);
-    Panel<const F> correction{nullptr, 0};
-    if (attended) {
-      correction = panel(call_.correction, c, width, begin, end, lanes, correction_copy);
-    }
+    if (!scatter && !slopes) return;
+    const Panel<const F> grad = panel(call_.grad, c, width, begin, end, grad_copy);
     lift(scatter, [&](auto with_scatter) {
       lift(slopes, [&](auto with_slopes) {
-        lift(attended, [&](auto with_attention) {
-          scatter_tile<with_scatter(), with_slopes(), with_attention()>(
-              tile, end - begin, Steps(call_.mapping), lanes, grad, source, correction, d_source,
-              d_u_ + begin, d_v_ + begin, d_attention_ + begin);
-        });
+        scatter_tile<with_scatter(), with_slopes()>(tile, end - begin, Steps(call_.mapping), lanes,
+                                                    grad, source, d_source, d_u_ + begin,
+                                                    d_v_ + begin);
       });
     });
   }

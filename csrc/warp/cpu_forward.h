@@ -199,7 +199,7 @@ void forward(const Forward<T, F, Flow>& call, const Context&) {
     for (int64_t k = first; k < last; ++k) {
       const int64_t n = k / tiles, begin = k % tiles * size, end = std::min(begin + size, pixels);
       find_taps(call.mapping, call.flow, call.attention, columns, n, begin, end, tile);
-      if (call.out.channels_last()) {
+      if (call.channels_last) {
         forward_pixel_tile(call, n, begin, end, tile, streamed);
       } else {
         forward_planar_tile(call, n, begin, end, tile, streamed);

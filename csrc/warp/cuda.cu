@@ -74,7 +74,9 @@ struct Corners {
 //
 // Moves at least each element of input, correction and output once, for 4 multiply-adds (5 with a
 // correction) an output: under 1 operation a byte in float32, so memory bounds it. The four taps
-// are read from the level 1 cache, which has about twice the bandwidth that this takes.
+// are read from the level 1 cache, which has about twice the bandwidth that this takes. (Four
+// blocks a multiprocessor, with 16 reads under way in each thread: left to itself the compiler
+// spills for the sake of more.)
 template <typename Layout, bool Corrected, typename T, typename F>
 __global__ void __launch_bounds__(kPixelThreads, 4) forward_kernel(const ForwardCall<T, F> call) {
   __shared__ Point<F> points[kPixelThreads];
@@ -266,8 +268,8 @@ void forward(const Forward<T, F, Flow>& given, const Context& context) {
                          given.attention,
                          given.out,
                          {}};
-  with_layout(
-      call.input, call.out,
+  with_layout<T>(
+      given.channels_last, call.out.c,
       [&](auto layout) {
         using Layout = decltype(layout);
         call.split = split_for<Layout>(call.out, true);
@@ -302,8 +304,8 @@ void backward(const Backward<T, F, Flow>& given, const Context& context) {
         given.mapping,      Either<T>(given.flow), given.grad, given.input,
         given.correction,   given.attention,       sums,       Either<T>(given.d_flow),
         given.d_correction, given.d_attention,     {}};
-    with_layout(
-        call.grad, call.input,
+    with_layout<T>(
+        given.channels_last, call.grad.c,
         [&](auto layout) {
           using Layout = decltype(layout);
           call.split = split_for<Layout>(call.grad, !summed);

@@ -69,6 +69,7 @@ inline Tensor run_forward(const Tensor& input, const Tensor& flow,
     using Flow = typename decltype(fl)::type;
     Forward<T, F, Flow> call;
     call.mapping = mapping<F>(input, flow, options);
+    call.channels_last = layout == MemoryFormat::ChannelsLast;
     call.input = view<const T>(source);
     call.flow = view<const Flow>(flow);
     if (correction) call.correction = view<const T>(added);
@@ -103,6 +104,7 @@ inline std::tuple<Tensor, Tensor, Tensor, Tensor> run_backward(
     using Flow = typename decltype(fl)::type;
     Backward<T, F, Flow> call;
     call.mapping = mapping<F>(input, flow, options);
+    call.channels_last = layout == MemoryFormat::ChannelsLast;
     call.grad = view<const T>(incoming);
     call.input = view<const T>(source);
     call.flow = view<const Flow>(flow);

@@ -35,6 +35,7 @@ struct Mapping {
 template <typename T, typename F, typename Flow>
 struct Forward {
   Mapping<F> mapping;
+  bool channels_last;  // the layout of the dense tensors
   View<const T> input;
   View<const Flow> flow;
   View<const T> correction;
@@ -46,6 +47,7 @@ struct Forward {
 template <typename T, typename F, typename Flow>
 struct Backward {
   Mapping<F> mapping;
+  bool channels_last;  // the layout of the dense tensors
   View<const T> grad;
   View<const T> input;
   View<const Flow> flow;

@@ -14,6 +14,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ... import _checks
@@ -114,10 +115,11 @@ def warp_correct(
     """
     _check(previous, "previous", flow)
     n, c, (height, width) = previous.shape[0], previous.shape[1], flow.shape[2:]
-    same = {"like": previous, "dtypes": (previous.dtype,)}
-    _checks.check_tensor("correction", correction, (n, c, height, width), **same)
+    _checks.check_tensor("correction", correction, (n, c, height, width), like=previous)
+    _checks.check_dtype("correction", correction, _checks.effective_dtype(previous))
     if attention is not None:
-        _checks.check_tensor("attention", attention, (n, 1, height, width), **same)
+        _checks.check_tensor("attention", attention, (n, 1, height, width), like=previous)
+        _checks.check_dtype("attention", attention, _checks.effective_dtype(previous))
     options = _options(scale, align_corners, mode, padding_mode)
     return call(  # type: ignore[no-any-return]
         "warp_correct", previous, previous, flow, correction, attention, *options
@@ -126,10 +128,9 @@ def warp_correct(
 
 def _check(input: Any, name: str, flow: Any) -> None:
     _checks.check_tensor(name, input, ("N", "C", "h", "w"))
-    float32 = _checks.FLOATING[1]
-    _checks.check_tensor(
-        "flow", flow, (input.shape[0], 2, "H", "W"), like=input, dtypes=(input.dtype, float32)
-    )
+    _checks.check_tensor("flow", flow, (input.shape[0], 2, "H", "W"), like=input)
+    if flow.dtype not in (torch.float32, _checks.effective_dtype(input)):  # autocast leaves a flow
+        raise _checks.error("flow", f"dtype {input.dtype} or torch.float32", flow)
     if max(*input.shape[2:], *flow.shape[2:]) > MAX_SIZE:
         raise _checks.error(name, f"height and width up to {MAX_SIZE}", input)
     if 0 in input.shape[2:] and flow.numel() > 0:
@@ -149,6 +150,6 @@ def _scale(scale: Any) -> tuple[float, float, bool]:
         return 1.0, 1.0, True  # computed from the sizes, inside: a float would be recompiled for
     pair = (scale, scale) if isinstance(scale, (int, float)) else scale
     numbers = isinstance(pair, Sequence) and not isinstance(pair, str) and len(pair) == 2
-    if not numbers or not all(isinstance(s, (int, float)) and math.isfinite(s) for s in pair):
+    if not numbers or not all(isinstance(s, (int, float)) and -math.inf < s < math.inf for s in pair):
         raise _checks.error("scale", "a finite number, a pair (x, y) of them or 'semantic'", scale)
     return float(pair[0]), float(pair[1]), False

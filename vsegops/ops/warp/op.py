@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..._determinism import nondeterministic
 from ..._layout import empty_like_layout, layout_of, skipped
 from ..._register import Operator, register
 
@@ -60,11 +61,18 @@ def _given(wanted: int, gradients: Sequence[Tensor]) -> tuple[Tensor | None, ...
     return tuple(g if wanted & (1 << i) else None for i, g in enumerate(gradients))
 
 
+def _check_determinism(ops: Any, needs: Sequence[bool], name: str, grad: Tensor) -> None:
+    """On a GPU the input's gradient is summed by atomic additions, in any order."""
+    if needs[0] and grad.is_cuda and ops.name == "vsegops":
+        nondeterministic(f"vsegops::{name}")
+
+
 def _warp_backward(
     ops: Any, needs: Sequence[bool], inputs: Sequence[Any], grad: Tensor
 ) -> tuple[Tensor | None, ...]:
     input, flow, *options = inputs
     wanted = _wanted(needs[:2])
+    _check_determinism(ops, needs, "flow_warp_backward", grad)
     gradients = ops.flow_warp_backward.default(grad, input, flow, *options, wanted)
     return *_given(wanted, gradients), *(None for _ in options)
 
@@ -79,6 +87,7 @@ def _correct_backward(
         if any(needs[:2]):
             warped = _warp_backward(ops, needs, (previous, flow, *options), grad)[:2]
         return *warped, grad if needs[2] else None, None, *(None for _ in options)
+    _check_determinism(ops, needs, "warp_correct_backward", grad)
     gradients = ops.warp_correct_backward.default(
         grad, previous, flow, correction, attention, *options, wanted
     )

@@ -101,6 +101,7 @@ _CALLS: tuple[tuple[str, tuple[Any, ...], dict[str, Any]], ...] = (
     ("one row", (1, 4, (1, 20), (1, 20)), {}),
     ("one column", (2, 3, (20, 1), (20, 1)), {"padding_mode": "zeros"}),
     ("one pixel", (1, 5, (1, 1), (4, 6)), {"align_corners": False, "padding_mode": "zeros"}),
+    ("to one pixel", (2, 5, (4, 6), (1, 1)), {"scale": 0.5}),
     ("one channel", (3, 1, (10, 11), (10, 11)), {"padding_mode": "border"}),
     ("far", (1, 4, (12, 16), (12, 16)), {"magnitude": 40.0, "padding_mode": "border"}),
     ("far zeros", (1, 4, (12, 16), (12, 16)), {"magnitude": 40.0, "padding_mode": "zeros"}),
