@@ -150,35 +150,37 @@ def _register_autograd(
     function = overload(namespace, operator.name)
     ops = getattr(torch.ops, namespace)
 
-    class Differentiable(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, keyset: DispatchKeySet, *inputs: Any) -> Any:
-            if operator.backward is not None:
-                saved = operator.saved(inputs)
-                tensors = {i: x for i, x in enumerate(saved) if isinstance(x, torch.Tensor)}
-                ctx.save_for_backward(*tensors.values())
-                ctx.positions = list(tensors)
-                ctx.rest = [None if i in tensors else x for i, x in enumerate(saved)]
-            with _AutoDispatchBelowAutograd():
-                return function.redispatch(keyset & _after_autograd_keyset, *inputs)
+    def forward(ctx: Any, keyset: DispatchKeySet, *inputs: Any) -> Any:
+        if operator.backward is not None:
+            saved = operator.saved(inputs)
+            tensors = {i: x for i, x in enumerate(saved) if isinstance(x, torch.Tensor)}
+            ctx.save_for_backward(*tensors.values())
+            ctx.positions = list(tensors)
+            ctx.rest = [None if i in tensors else x for i, x in enumerate(saved)]
+        with _AutoDispatchBelowAutograd():
+            return function.redispatch(keyset & _after_autograd_keyset, *inputs)
 
-        @staticmethod
-        def backward(ctx: Any, *grads: Any) -> Any:
-            if operator.backward is None:
-                raise RuntimeError(
-                    f"{namespace}::{operator.name} is not differentiable"
-                    + ": vsegops operators have no second derivative" * ("_backward" in operator.name)
-                )
-            inputs = list(ctx.rest)
-            for position, tensor in zip(ctx.positions, ctx.saved_tensors, strict=True):
-                inputs[position] = tensor
-            return None, *operator.backward(ops, ctx.needs_input_grad[1:], inputs, *grads)
+    def backward(ctx: Any, *grads: Any) -> Any:
+        if operator.backward is None:
+            raise RuntimeError(
+                f"{namespace}::{operator.name} is not differentiable"
+                + ": vsegops operators have no second derivative" * ("_backward" in operator.name)
+            )
+        inputs = list(ctx.rest)
+        for position, tensor in zip(ctx.positions, ctx.saved_tensors, strict=True):
+            inputs[position] = tensor
+        return None, *operator.backward(ops, ctx.needs_input_grad[1:], inputs, *grads)
 
-    Differentiable.__name__ = f"{namespace}_{operator.name}"
+    # Made by type(), as autograd reads the name, which a graph shows, when the class is made.
+    differentiable = type(
+        f"{namespace}_{operator.name}",
+        (torch.autograd.Function,),
+        {"forward": staticmethod(forward), "backward": staticmethod(backward)},
+    )
 
     def kernel(keyset: DispatchKeySet, *inputs: Any) -> Any:
         if torch.is_grad_enabled() and _any_requires_grad(*inputs):
-            return Differentiable.apply(keyset, *inputs)
+            return differentiable.apply(keyset, *inputs)  # type: ignore[attr-defined]
         with _AutoDispatchBelowAutograd():
             return function.redispatch(keyset & _after_autograd_keyset, *inputs)
 
