@@ -204,6 +204,16 @@ VSEGOPS_HD void interleave(Vector<F> a, Vector<F> b, Vector<F>* low, Vector<F>* 
   *high = __builtin_shufflevector(a, b, ((I & 1) * n + n / 2 + I / 2)...);
 }
 
+// The elements of two vectors at even, and at odd, places.
+template <typename F, int... I>
+VSEGOPS_HD Vector<F> even(Vector<F> a, Vector<F> b, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(a, b, 2 * I...);
+}
+template <typename F, int... I>
+VSEGOPS_HD Vector<F> odd(Vector<F> a, Vector<F> b, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(a, b, 2 * I + 1 ...);
+}
+
 // Transposes kLanes x kLanes elements held in kLanes vectors: log2(kLanes) rounds of interleaving
 // the first half of the rows with the second.
 template <typename F>

@@ -18,6 +18,7 @@ namespace vsegops::warp {
 namespace {
 
 constexpr int64_t kBackwardTile = 1024;     // pixels
+constexpr int64_t kFewPlanes = 4;           // up to so many channels a panel would be mostly empty
 constexpr int64_t kKeptScratch = 16 << 20;  // bytes that a thread keeps from call to call
 
 // For each tile, the source pixels [low, high) that are alive while it is handled: all that it
@@ -100,13 +101,11 @@ class Window {
   int64_t origin_ = 0, low_ = 0, high_ = 0;
 };
 
-// Adds what kLanes pixels, from `first` on, contribute to the slopes of u and v, from the products
-// of gradient and source at their four taps.
+// Adds what kLanes pixels, from `first` on, contribute to the slopes of u and v, given the products
+// of gradient and source at their four taps, in memory order.
 template <typename F>
-VSEGOPS_HD void add_slopes(const Tile<F>& tile, int64_t first, const Steps& steps,
-                           const Vector<F> (*products)[kLanes<F>], F* d_u, F* d_v) {
-  const Vector<F> low_low = sums<F>(products[0]), high_high = sums<F>(products[3]);
-  const Vector<F> second = sums<F>(products[1]), third = sums<F>(products[2]);
+VSEGOPS_HD void add_slopes(const Tile<F>& tile, int64_t first, const Steps& steps, Vector<F> low_low,
+                           Vector<F> second, Vector<F> third, Vector<F> high_high, F* d_u, F* d_v) {
   // A source of one column has its pairs along v (see find_row_taps): low and high change.
   const Vector<F> high_low = steps.column ? third : second;  // u high, v low
   const Vector<F> low_high = steps.column ? second : third;
@@ -178,7 +177,56 @@ void scatter_tile(const Tile<F>& tile, int64_t count, const Steps& steps, int64_
         products[3][j] = s11 + first_lane(t11);
       }
     }
-    if constexpr (Slopes) add_slopes(tile, first, steps, products, d_u, d_v);
+    if constexpr (Slopes) {
+      add_slopes<F>(tile, first, steps, sums<F>(products[0]), sums<F>(products[1]),
+                    sums<F>(products[2]), sums<F>(products[3]), d_u, d_v);
+    }
+  }
+}
+
+// The same for few channels that are kept apart: vectors over pixels, and a scatter by elements.
+template <typename F>
+void scatter_planes(const Tile<F>& tile, int64_t count, const Steps& steps,
+                    const Image<const F>& grad, const Image<const F>& source,
+                    const Image<F>& d_source, F* d_u, F* d_v) {
+  constexpr int n = kLanes<F>;
+  using Lanes = std::make_integer_sequence<int, n>;
+  for (int64_t first = 0; first < count; first += n) {
+    const int64_t pixels = std::min<int64_t>(n, count - first);
+    const int32_t* offset = tile.offset + first;
+    Vector<F> top[2] = {}, bottom[2] = {};  // products at the taps, a pair for each pixel
+    for (int64_t c = 0; c < grad.width; ++c) {
+      F last[n] = {};
+      const F* g = grad.data + c * grad.channel + first;
+      if (pixels < n) g = std::copy_n(g, pixels, last) - pixels;
+      Vector<F> gradient[2];  // each twice
+      interleave<F>(load(g), load(g), gradient, gradient + 1, Lanes());
+      F* d = d_source.data + c * d_source.channel;
+      for (int h = 0; h < 2; ++h) {
+        const int64_t at = first + h * (n / 2);
+        if (d_u) {
+          const F* p = source.data + c * source.channel;
+          top[h] += gradient[h] * load_pairs(p, tile.offset + at);
+          bottom[h] += gradient[h] * load_pairs(p + steps.row, tile.offset + at);
+        }
+        if (!d_source.data) continue;
+        F upper[n], lower[n];
+        store(gradient[h] * load(tile.top + 2 * at), upper);
+        store(gradient[h] * load(tile.bottom + 2 * at), lower);
+        for (int j = 0; j < n / 2; ++j) {
+          F* tap = d + offset[h * (n / 2) + j];
+          tap[0] += upper[2 * j];
+          tap[1] += upper[2 * j + 1];
+          tap[steps.row] += lower[2 * j];
+          tap[steps.row + 1] += lower[2 * j + 1];
+        }
+      }
+    }
+    if (d_u) {
+      add_slopes<F>(tile, first, steps, even<F>(top[0], top[1], Lanes()),
+                    odd<F>(top[0], top[1], Lanes()), even<F>(bottom[0], bottom[1], Lanes()),
+                    odd<F>(bottom[0], bottom[1], Lanes()), d_u, d_v);
+    }
   }
 }
 
@@ -259,6 +307,24 @@ class BackwardChunk {
       });
       return;
     }
+    if constexpr (std::is_same_v<T, F>) {
+      const Steps steps(call_.mapping);
+      if (!call_.channels_last && last_channel - first_channel <= kFewPlanes && steps.pair) {
+        const int64_t width = last_channel - first_channel;
+        const Image<T> d_input = image(call_.d_input, first_channel, width);
+        if (d_input.data) store_zeros(0, source_pixels_, d_input);
+        for_tiles(tile, columns, [&](int64_t begin, int64_t end) {
+          correct(tile, begin, end, first_channel, width);
+          Image<const T> grad = image(call_.grad, first_channel, width);
+          grad.data += begin;
+          const bool slopes = call_.d_flow.data;
+          scatter_planes<F>(tile, end - begin, steps, grad,
+                            image(call_.input, first_channel, width), d_input,
+                            slopes ? d_u_ + begin : nullptr, slopes ? d_v_ + begin : nullptr);
+        });
+        return;
+      }
+    }
     Lifetimes alive;
     for_tiles(tile.without_slopes(), columns, [&](int64_t begin, int64_t end) {
       const auto [low, high] = std::minmax_element(tile.offset, tile.offset + (end - begin));
@@ -333,15 +399,18 @@ class BackwardChunk {
     }
   }
 
+  void correct(const Tile<F>& tile, int64_t begin, int64_t end, int64_t c, int64_t width) const {
+    if (!call_.d_correction.data && !call_.d_attention.data) return;
+    correct_tile(image(call_.grad, c, width), image(call_.correction, c, width), tile, begin,
+                 end - begin, image(call_.d_correction, c, width), streamed(),
+                 call_.d_attention.data ? d_attention_ + begin : nullptr);
+  }
+
   // Channels [c, c + width) of a tile; `lanes` of each pixel are handled.
   void run_tile(const Tile<F>& tile, int64_t begin, int64_t end, int64_t lanes, int64_t c,
                 int64_t width, F* grad_copy, const Panel<const F>& source,
                 const Panel<F>& d_source) const {
-    if (call_.d_correction.data || call_.d_attention.data) {
-      correct_tile(image(call_.grad, c, width), image(call_.correction, c, width), tile, begin,
-                   end - begin, image(call_.d_correction, c, width), streamed(),
-                   call_.d_attention.data ? d_attention_ + begin : nullptr);
-    }
+    correct(tile, begin, end, c, width);
     const bool scatter = call_.d_input.data, slopes = call_.d_flow.data;
     if (!scatter && !slopes) return;
     const Panel<const F> grad = panel(call_.grad, c, width, begin, end, grad_copy);

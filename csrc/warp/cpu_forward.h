@@ -11,39 +11,17 @@ constexpr int64_t kForwardTile = 4096;  // pixels: taps and source rows of a til
 
 // ---- Forward, contiguous: vectors over pixels. ----
 
-// kLanes pairs of neighbours, from two vectors' worth of 64-bit (128-bit) loads each.
-template <int... I>
-VSEGOPS_HD Vector<float> load_pairs(const float* source, const int32_t* offset,
-                                    std::integer_sequence<int, I...>) {
-  const Vector<uint64_t> pairs = {[&] {
-    uint64_t pair;
-    std::memcpy(&pair, source + offset[I], sizeof(pair));
-    return pair;
-  }()...};
-  return (Vector<float>)pairs;
-}
-template <int... I>
-VSEGOPS_HD Vector<double> load_pairs(const double* source, const int32_t* offset,
-                                     std::integer_sequence<int, I...>) {
-  return Vector<double>{source[offset[I / 2] + I % 2]...};
-}
-
-template <typename F, int... I>
-VSEGOPS_HD Vector<F> add_neighbours(Vector<F> a, Vector<F> b, std::integer_sequence<int, I...>) {
-  return __builtin_shufflevector(a, b, 2 * I...) + __builtin_shufflevector(a, b, 2 * I + 1 ...);
-}
-
 // A(source) for kLanes pixels of the tile, from pixel i on.
 template <typename F>
 VSEGOPS_HD Vector<F> sample_planar(const F* source, int64_t row, const Tile<F>& tile, int64_t i) {
   constexpr int n = kLanes<F>;
-  using Loads = std::make_integer_sequence<int, sizeof(F) == 4 ? n / 2 : n>;
+  using Lanes = std::make_integer_sequence<int, n>;
   const auto half = [&](int64_t at) {
-    const int32_t* offset = tile.offset + at;
-    return load_pairs(source, offset, Loads()) * load(tile.top + 2 * at) +
-           load_pairs(source + row, offset, Loads()) * load(tile.bottom + 2 * at);
+    return load_pairs(source, tile.offset + at) * load(tile.top + 2 * at) +
+           load_pairs(source + row, tile.offset + at) * load(tile.bottom + 2 * at);
   };
-  return add_neighbours<F>(half(i), half(i + n / 2), std::make_integer_sequence<int, n>());
+  const Vector<F> first = half(i), second = half(i + n / 2);
+  return even<F>(first, second, Lanes()) + odd<F>(first, second, Lanes());
 }
 
 // One channel of a tile. `next_source` and `next_correction` are where the next channel's data
