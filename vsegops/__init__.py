@@ -4,8 +4,6 @@ from ._backends import BackendStatus, backends, use_backend
 from ._version import __version__
 from .ops.warp import flow_warp, warp_correct
 
-
-
 __all__ = [
     "BackendStatus",
     "__version__",

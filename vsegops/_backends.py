@@ -152,4 +152,3 @@ def backends() -> dict[str, BackendStatus]:
         reason = backend.missing or _device_missing(backend)
         report[backend.name] = BackendStatus(reason is None, reason or "available")
     return report
-

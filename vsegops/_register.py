@@ -76,7 +76,7 @@ def add_namespace(namespace: str) -> None:
         _register_in(namespace, None, family, operator)
 
 
-def overload(namespace: str, name: str) -> Callable[..., Any]:
+def overload(namespace: str, name: str) -> torch._ops.OpOverload:
     """The operator `namespace::name`, without the cost of resolving overloads at each call."""
     return getattr(getattr(torch.ops, namespace), name).default  # type: ignore[no-any-return]
 
@@ -123,9 +123,7 @@ def _register_in(namespace: str, module: str | None, family: str, operator: Oper
             _overloads[backend.name, operator.name] = function
 
 
-def _register_python(
-    library: torch.library.Library, module: str, family: str, name: str
-) -> None:
+def _register_python(library: torch.library.Library, module: str, family: str, name: str) -> None:
     """Implement the operator by a function of the family's module, imported at the first call."""
 
     def kernel(*arguments: Any) -> Any:
@@ -139,9 +137,7 @@ def _register_python(
             library.impl(name, kernel, device.upper())
 
 
-def _register_autograd(
-    library: torch.library.Library, namespace: str, operator: Operator
-) -> None:
+def _register_autograd(library: torch.library.Library, namespace: str, operator: Operator) -> None:
     """Register an autograd function at the dispatcher's autograd key.
 
     `torch.library.register_autograd` does the same, but looks defaults up in the schema at every
@@ -188,13 +184,13 @@ def _register_autograd(
 
 
 def _register_autocast(
-    library: torch.library.Library, function: Callable[..., Any], operator: Operator
+    library: torch.library.Library, function: torch._ops.OpOverload, operator: Operator
 ) -> None:
     """Cast the named arguments to the dtype that the user's autocast asks for, then go on.
 
     `torch.library.register_autocast` would cast every floating argument, and to a fixed dtype.
     """
-    arguments = function._schema.arguments  # type: ignore[attr-defined]
+    arguments = function._schema.arguments
     positions = [i for i, argument in enumerate(arguments) if argument.name in operator.autocast]
 
     def make_kernel(device: str, key: DispatchKey) -> Callable[..., Any]:

@@ -44,10 +44,8 @@ class Column {
   int64_t operator()(const char* row) const {
     const char* at = row + offset_;
     switch (size_) {
-      case 1:
-        return is_signed_ ? load<int8_t>(at) : load<uint8_t>(at);
-      case 2:
-        return is_signed_ ? load<int16_t>(at) : load<uint16_t>(at);
+      case 1: return is_signed_ ? load<int8_t>(at) : load<uint8_t>(at);
+      case 2: return is_signed_ ? load<int16_t>(at) : load<uint16_t>(at);
       case 4:  // not one conditional: its common type would be unsigned
         if (is_signed_) return load<int32_t>(at);
         return load<uint32_t>(at);

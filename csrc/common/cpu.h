@@ -166,7 +166,9 @@ VSEGOPS_HD void store(Vector<float> v, BFloat16* p) {
   std::memcpy(p, &half, sizeof(half));
 }
 
-VSEGOPS_HD bool is_aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % kVectorBytes == 0; }
+VSEGOPS_HD bool is_aligned(const void* p) {
+  return reinterpret_cast<uintptr_t>(p) % kVectorBytes == 0;
+}
 
 // Outputs of this size leave the caches anyway.
 constexpr int64_t kStreamBytes = 4 << 20;

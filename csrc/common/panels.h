@@ -45,7 +45,8 @@ void load_panel(const Image<T>& image, int64_t begin, int64_t end, F* panel) {
   }
   for (; i < end; ++i, panel += n) {
     const T* from = image.data + i * image.pixel;
-    for (int k = 0; k < n; ++k) panel[k] = k < image.width ? F(widen(from[k * image.channel])) : F(0);
+    for (int k = 0; k < n; ++k)
+      panel[k] = k < image.width ? F(widen(from[k * image.channel])) : F(0);
   }
 }
 
@@ -56,12 +57,14 @@ void store_panel(const F* panel, int64_t begin, int64_t end, const Image<T>& ima
   constexpr int n = kLanes<F>;
   int64_t i = begin;
   if constexpr (std::is_same_v<T, F>) {
-    if (streamed && image.planes() && is_aligned(image.data + i) && is_aligned(image.data + image.channel + i)) {
+    if (streamed && image.planes() && is_aligned(image.data + i) &&
+        is_aligned(image.data + image.channel + i)) {
       for (; i + n <= end; i += n, panel += n * n) {
         Vector<F> block[n];
         for (int k = 0; k < n; ++k) block[k] = load(panel + k * n);
         transpose<F>(block);
-        for (int k = 0; k < image.width; ++k) stream<F>(block[k], image.data + k * image.channel + i);
+        for (int k = 0; k < image.width; ++k)
+          stream<F>(block[k], image.data + k * image.channel + i);
       }
     }
   }
@@ -84,7 +87,8 @@ void store_zeros(int64_t begin, int64_t end, const Image<T>& image) {
       std::fill(image.data + k * image.channel + begin, image.data + k * image.channel + end, T{});
     }
   } else {
-    for (int64_t i = begin; i < end; ++i) std::fill_n(image.data + i * image.pixel, image.width, T{});
+    for (int64_t i = begin; i < end; ++i)
+      std::fill_n(image.data + i * image.pixel, image.width, T{});
   }
 }
 

@@ -13,6 +13,7 @@
 
 #include "../common/panels.h"
 #include "cpu_tile.h"
+#include "cpu_window.h"
 
 namespace vsegops::warp {
 namespace {
@@ -21,91 +22,12 @@ constexpr int64_t kBackwardTile = 1024;     // pixels
 constexpr int64_t kFewPlanes = 4;           // up to so many channels a panel would be mostly empty
 constexpr int64_t kKeptScratch = 16 << 20;  // bytes that a thread keeps from call to call
 
-// For each tile, the source pixels [low, high) that are alive while it is handled: all that it
-// touches and all that both earlier and later tiles touch.
-struct Lifetimes {
-  std::vector<int64_t> low, high;
-  int64_t longest = 0;
-
-  void finish() {
-    for (size_t t = low.size(); t-- > 1;) low[t - 1] = std::min(low[t - 1], low[t]);
-    for (size_t t = 0; t < low.size(); ++t) {
-      if (t > 0) high[t] = std::max(high[t], high[t - 1]);
-      longest = std::max(longest, high[t] - low[t]);
-    }
-  }
-};
-
-// The living part of a panel of the source, and of its gradient.
-template <typename T, typename F>
-class Window {
- public:
-  // Either image may be absent (null data).
-  Window(const Image<const T>& source, const Image<T>& d_source, int64_t capacity, bool streamed,
-         F* memory)
-      : streamed_(streamed),
-        source_(source),
-        d_source_(d_source),
-        capacity_(capacity),
-        values_(memory),
-        gradients_(memory + (source.data ? capacity * kLanes<F> : 0)) {}
-
-  static int64_t elements(int64_t capacity, bool source, bool d_source) {
-    return capacity * kLanes<F> * (source + d_source);
-  }
-
-  // Makes [low, high) living: earlier pixels are done, later ones begin.
-  void advance(int64_t low, int64_t high) {
-    if (low >= high_) {
-      retire(high_);
-      if (d_source_.data) store_zeros(high_, low, d_source_);
-      low_ = high_ = origin_ = low;
-    } else {
-      retire(low);
-    }
-    if (high - origin_ > capacity_) {
-      const int64_t bytes = (high_ - low_) * kLanes<F> * sizeof(F);
-      if (source_.data) std::memmove(values_, at(values_, low_), bytes);
-      if (d_source_.data) std::memmove(gradients_, at(gradients_, low_), bytes);
-      origin_ = low_;
-    }
-    if (high > high_) {
-      if (source_.data) load_panel(source_, high_, high, at(values_, high_));
-      if (d_source_.data) std::fill(at(gradients_, high_), at(gradients_, high), F(0));
-      high_ = high;
-    }
-  }
-
-  void finish(int64_t pixels) {
-    retire(high_);
-    if (d_source_.data) store_zeros(high_, pixels, d_source_);
-  }
-
-  // Where pixel 0 would stand.
-  Panel<const F> values() const { return {at(values_, 0), kLanes<F>}; }
-  Panel<F> gradients() const { return {at(gradients_, 0), kLanes<F>}; }
-
- private:
-  void retire(int64_t low) {
-    if (d_source_.data) store_panel(at(gradients_, low_), low_, low, d_source_, streamed_);
-    low_ = low;
-  }
-  F* at(F* base, int64_t pixel) const { return base + (pixel - origin_) * kLanes<F>; }
-
-  const bool streamed_;
-  const Image<const T> source_;
-  const Image<T> d_source_;
-  const int64_t capacity_;
-  F* const values_;
-  F* const gradients_;
-  int64_t origin_ = 0, low_ = 0, high_ = 0;
-};
-
 // Adds what kLanes pixels, from `first` on, contribute to the slopes of u and v, given the products
 // of gradient and source at their four taps, in memory order.
 template <typename F>
-VSEGOPS_HD void add_slopes(const Tile<F>& tile, int64_t first, const Steps& steps, Vector<F> low_low,
-                           Vector<F> second, Vector<F> third, Vector<F> high_high, F* d_u, F* d_v) {
+VSEGOPS_HD void add_slopes(const Tile<F>& tile, int64_t first, const Steps& steps,
+                           Vector<F> low_low, Vector<F> second, Vector<F> third,
+                           Vector<F> high_high, F* d_u, F* d_v) {
   // A source of one column has its pairs along v (see find_row_taps): low and high change.
   const Vector<F> high_low = steps.column ? third : second;  // u high, v low
   const Vector<F> low_high = steps.column ? second : third;
@@ -302,8 +224,7 @@ class BackwardChunk {
       if (d_input.data) store_zeros(0, source_pixels_, d_input);
       for_tiles(tile, columns, [&](int64_t begin, int64_t end) {
         run_tile(tile, begin, end, width, first_channel, width, grad_copy,
-                 in_place(image(call_.input, first_channel, width), 0),
-                 in_place(d_input, 0));
+                 in_place(image(call_.input, first_channel, width), 0), in_place(d_input, 0));
       });
       return;
     }
@@ -329,11 +250,12 @@ class BackwardChunk {
     for_tiles(tile.without_slopes(), columns, [&](int64_t begin, int64_t end) {
       const auto [low, high] = std::minmax_element(tile.offset, tile.offset + (end - begin));
       const Steps steps(call_.mapping);
-      alive.low.push_back(*low / kLanes<F> * kLanes<F>);  // (aligned, as streamed stores have to be)
+      alive.low.push_back(*low / kLanes<F> *
+                          kLanes<F>);  // (aligned, as streamed stores have to be)
       alive.high.push_back(*high + steps.row + steps.pair + 1);
     });
     alive.finish();
-    const int64_t capacity = std::min(2 * alive.longest, source_pixels_);
+    const int64_t capacity = std::min(5 * alive.longest / 4, source_pixels_);
     const bool slopes = call_.d_flow.data, scatter = call_.d_input.data;
     const int64_t elements = Window<T, F>::elements(capacity, slopes, scatter);
     F* memory;
@@ -347,14 +269,13 @@ class BackwardChunk {
       const int64_t width = std::min<int64_t>(kLanes<F>, last_channel - c);
       Image<const T> source = image(call_.input, c, width);
       if (!slopes) source.data = nullptr;
-      Window<T, F> window(source, image(call_.d_input, c, width), capacity,
-                          streamed(), memory);
+      Window<T, F> window(source, image(call_.d_input, c, width), capacity, streamed(), memory);
       int64_t t = 0;
       for_tiles(tile, columns, [&](int64_t begin, int64_t end) {
         window.advance(alive.low[t], alive.high[t]);
         ++t;
-        run_tile(tile, begin, end, kLanes<F>, c, width, grad_copy,
-                 window.values(), window.gradients());
+        run_tile(tile, begin, end, kLanes<F>, c, width, grad_copy, window.values(),
+                 window.gradients());
       });
       window.finish(source_pixels_);
     }

@@ -124,10 +124,10 @@ void find_row_taps(Mapping<F> mapping, const Position<F> row, const int32_t* col
   int32_t* __restrict offset = t.offset + first;
   F* __restrict top = t.top + 2 * first;
   F* __restrict bottom = t.bottom + 2 * first;
-  F *__restrict weight_u0 = t.weight_u[0] + first, *__restrict weight_u1 = t.weight_u[1] + first;
-  F *__restrict weight_v0 = t.weight_v[0] + first, *__restrict weight_v1 = t.weight_v[1] + first;
-  F *__restrict slope_u0 = t.slope_u[0] + first, *__restrict slope_u1 = t.slope_u[1] + first;
-  F *__restrict slope_v0 = t.slope_v[0] + first, *__restrict slope_v1 = t.slope_v[1] + first;
+  F* __restrict weight_u0 = t.weight_u[0] + first, * __restrict weight_u1 = t.weight_u[1] + first;
+  F* __restrict weight_v0 = t.weight_v[0] + first, * __restrict weight_v1 = t.weight_v[1] + first;
+  F* __restrict slope_u0 = t.slope_u[0] + first, * __restrict slope_u1 = t.slope_u[1] + first;
+  F* __restrict slope_v0 = t.slope_v[0] + first, * __restrict slope_v1 = t.slope_v[1] + first;
 #pragma GCC ivdep
   for (int64_t i = 0; i < count; ++i) {
     const Taps<F> u = mapping.taps_x({column_index[i], column_fraction[i]}, flow_x[i]);

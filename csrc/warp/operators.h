@@ -27,8 +27,8 @@ Mapping<F> mapping(const Tensor& input, const Tensor& flow, const Options& o) {
     return Axis<F>(source, output, o.align_corners, scale);
   };
   STD_TORCH_CHECK(o.mode == "bilinear" || o.mode == "nearest", "mode: ", o.mode);
-  STD_TORCH_CHECK(o.padding_mode == "zeros" || o.padding_mode == "border", "padding_mode: ",
-                  o.padding_mode);
+  STD_TORCH_CHECK(o.padding_mode == "zeros" || o.padding_mode == "border",
+                  "padding_mode: ", o.padding_mode);
   return {axis(3, o.scale_x), axis(2, o.scale_y), o.mode == "nearest",
           o.padding_mode == "border" ? Padding::kBorder : Padding::kZeros};
 }
@@ -60,7 +60,8 @@ inline Tensor run_forward(const Tensor& input, const Tensor& flow,
   const MemoryFormat layout = layout_of(input);
   const Tensor source = dense(input, layout);
   const Tensor added = correction ? dense(*correction, layout) : source;
-  const Tensor out = empty(input, {input.size(0), input.size(1), flow.size(2), flow.size(3)}, layout);
+  const Tensor out =
+      empty(input, {input.size(0), input.size(1), flow.size(2), flow.size(3)}, layout);
   if (out.numel() == 0) return out;
   const Context context(input);
   dispatch(input.scalar_type(), flow.scalar_type(), [&](auto t, auto f, auto fl) {
@@ -134,10 +135,12 @@ inline Tensor warp_correct(const Tensor& previous, const Tensor& flow, const Ten
                      {scale_x, scale_y, semantic, align_corners, mode, padding_mode});
 }
 
-inline std::tuple<Tensor, Tensor> flow_warp_backward(
-    const Tensor& grad, const Tensor& input, const Tensor& flow, double scale_x, double scale_y,
-    bool semantic, bool align_corners, const std::string& mode, const std::string& padding_mode,
-    int64_t wanted) {
+inline std::tuple<Tensor, Tensor> flow_warp_backward(const Tensor& grad, const Tensor& input,
+                                                     const Tensor& flow, double scale_x,
+                                                     double scale_y, bool semantic,
+                                                     bool align_corners, const std::string& mode,
+                                                     const std::string& padding_mode,
+                                                     int64_t wanted) {
   const auto [d_input, d_flow, d_correction, d_attention] =
       run_backward(grad, input, flow, std::nullopt, std::nullopt,
                    {scale_x, scale_y, semantic, align_corners, mode, padding_mode}, wanted);

@@ -149,7 +149,10 @@ def _scale(scale: Any) -> tuple[float, float, bool]:
     if isinstance(scale, str) and scale == "semantic":
         return 1.0, 1.0, True  # computed from the sizes, inside: a float would be recompiled for
     pair = (scale, scale) if isinstance(scale, (int, float)) else scale
-    numbers = isinstance(pair, Sequence) and not isinstance(pair, str) and len(pair) == 2
-    if not numbers or not all(isinstance(s, (int, float)) and -math.inf < s < math.inf for s in pair):
+    if not isinstance(pair, Sequence) or len(pair) != 2 or not all(map(_is_finite, pair)):
         raise _checks.error("scale", "a finite number, a pair (x, y) of them or 'semantic'", scale)
     return float(pair[0]), float(pair[1]), False
+
+
+def _is_finite(x: Any) -> bool:  # (math.isfinite cannot be traced with a symbolic number)
+    return isinstance(x, (int, float)) and -math.inf < x < math.inf

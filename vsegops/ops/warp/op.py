@@ -83,7 +83,7 @@ def _correct_backward(
     previous, flow, correction, attention, *options = inputs
     wanted = _wanted(needs[:4])
     if attention is None:  # the gradient of the correction is grad itself
-        warped = (None, None)
+        warped: tuple[Tensor | None, ...] = (None, None)
         if any(needs[:2]):
             warped = _warp_backward(ops, needs, (previous, flow, *options), grad)[:2]
         return *warped, grad if needs[2] else None, None, *(None for _ in options)

@@ -7,6 +7,7 @@ autograd cannot be used inside a registered kernel. Positions are float64 whatev
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -25,7 +26,8 @@ class Options(NamedTuple):
     padding_mode: str
 
 
-class _AxisTap(NamedTuple):
+@dataclass(frozen=True)
+class _AxisTap:
     """A pixel that a position touches along one axis: index, weight, and d weight / d flow.
 
     Outside, weight and slope are 0 and the index is that of some pixel inside.
@@ -71,7 +73,8 @@ def _axis(flow: Tensor, size: int, along: int, scale: float, options: Options) -
     return taps
 
 
-class _Tap(NamedTuple):
+@dataclass(frozen=True)
+class _Tap:
     """A pixel that a position touches, each [N, H, W]: flat index, weight, and its slopes."""
 
     index: Tensor

@@ -132,7 +132,7 @@ def _call(build: Any, sizes: tuple[Any, ...], options: dict[str, Any], maker: Ma
 
 def _output_bytes(arguments: Mapping[str, Any]) -> int:
     source, flow = next(iter(arguments.values())), arguments["flow"]
-    return source.shape[0] * source.shape[1] * flow[0, 0].numel() * source.element_size()
+    return int(source.shape[:2].numel() * flow.shape[2:].numel() * source.element_size())
 
 
 def _bytes_moved(arguments: Mapping[str, Any], direction: str) -> int:
@@ -147,7 +147,7 @@ def _bytes_moved(arguments: Mapping[str, Any], direction: str) -> int:
 
 def _operations(arguments: Mapping[str, Any], direction: str) -> int:
     source, flow = next(iter(arguments.values())), arguments["flow"]
-    outputs = source.shape[0] * source.shape[1] * flow[0, 0].numel()
+    outputs = int(source.shape[:2].numel() * flow.shape[2:].numel())
     corrected = 2 if "correction" in arguments else 0
     # Forward 4 multiply-adds; backward 4 to scatter and, for the flow, 4 differences and 2 sums.
     per_output = 8 + corrected if direction == "forward" else 20 + 2 * corrected
