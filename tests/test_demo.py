@@ -16,9 +16,8 @@ av = pytest.importorskip("av", reason="PyAV is not installed")
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 pytest.importorskip("tqdm", reason="tqdm is not installed")
 
-from vsegops.models.video import CodecReader, clips, demo, pictures, transcode  # noqa: E402
-
 import vsegops  # noqa: E402
+from vsegops.models.video import CodecReader, clips, demo, pictures, transcode  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ ROOT = Path(__file__).parent.parent
 CUDA_TORCH = {
     "version": "2.14.1",
     "cuda": "13.0",
-    "architectures": "sm_80 sm_90 sm_120 compute_120",
+    "architectures": "sm_80 sm_90 compute_90",
 }
 
 

@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 
 from PIL import Image
+
 from vsegops.models.video import demo
 from vsegops.models.video.clips import Clip, generate
 
