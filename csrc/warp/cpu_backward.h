@@ -175,22 +175,25 @@ void correct_tile(const Image<const T>& grad, const Image<const T>& correction, 
     }
     for (; i < count; ++i) narrow(tile.attention[i] * widen(g[i]), out + i);
   }
-  for (int64_t i = 0; !grad.planes() && i < count; ++i) {
-    const T* g = grad.data + (begin + i) * grad.pixel;
-    const T* added = correction.data + (begin + i) * correction.pixel;
-    T* out = d_correction.data + (begin + i) * d_correction.pixel;
-    if (d_correction.data) {
-      for (int64_t c = 0; c < grad.width; ++c) narrow(tile.attention[i] * widen(g[c]), out + c);
+  for (int64_t first = 0; !grad.planes() && first < count; first += n) {
+    Vector<F> products[n] = {};
+    for (int64_t i = first; i < std::min(first + n, count); ++i) {
+      const T* g = grad.data + (begin + i) * grad.pixel;
+      if (d_correction.data) {
+        T* out = d_correction.data + (begin + i) * d_correction.pixel;
+        for (int64_t c = 0; c < grad.width; ++c) narrow(tile.attention[i] * widen(g[c]), out + c);
+      }
+      if (d_attention) {
+        const T* added = correction.data + (begin + i) * correction.pixel;
+        Vector<F> sum{};
+        int64_t c = 0;
+        for (; c + n <= grad.width; c += n) sum += load(g + c) * load(added + c);
+        F rest = 0;
+        for (; c < grad.width; ++c) rest += widen(g[c]) * widen(added[c]);
+        products[i - first] = sum + first_lane(rest);
+      }
     }
-    if (d_attention) {
-      Vector<F> sum{};
-      int64_t c = 0;
-      for (; c + n <= grad.width; c += n) sum += load(g + c) * load(added + c);
-      F total = 0;
-      for (; c < grad.width; ++c) total += widen(g[c]) * widen(added[c]);
-      for (int k = 0; k < n; ++k) total += sum[k];
-      d_attention[i] += total;
-    }
+    if (d_attention) store(load(d_attention + first) + sums<F>(products), d_attention + first);
   }
 }
 
@@ -212,17 +215,18 @@ class BackwardChunk {
   static int64_t padded(int64_t pixels) { return ceil_div(pixels, 64) * 64; }
 
   void run(int64_t first_channel, int64_t last_channel, const Context& context) {
-    std::fill_n(d_u_, 3 * padded(pixels_), F(0));
     Arena arena(Tile<F>::bytes(kBackwardTile) + Columns<F>::bytes(call_.grad.w) +
                 kBackwardTile * kLanes<F> * sizeof(F) + 64);
     const Tile<F> tile(arena, kBackwardTile, true);
     const Columns<F> columns(arena, call_.mapping.x);
+    if (first_channel == last_channel) clear(0, pixels_);
     F* const grad_copy = arena.take<F>(kBackwardTile * kLanes<F>);
     if (direct()) {
       const int64_t width = last_channel - first_channel;
       const Image<T> d_input = image(call_.d_input, first_channel, width);
       if (d_input.data) store_zeros(0, source_pixels_, d_input);
       for_tiles(tile, columns, [&](int64_t begin, int64_t end) {
+        clear(begin, end);
         run_tile(tile, begin, end, width, first_channel, width, grad_copy,
                  in_place(image(call_.input, first_channel, width), 0), in_place(d_input, 0));
       });
@@ -235,6 +239,7 @@ class BackwardChunk {
         const Image<T> d_input = image(call_.d_input, first_channel, width);
         if (d_input.data) store_zeros(0, source_pixels_, d_input);
         for_tiles(tile, columns, [&](int64_t begin, int64_t end) {
+          clear(begin, end);
           correct(tile, begin, end, first_channel, width);
           Image<const T> grad = image(call_.grad, first_channel, width);
           grad.data += begin;
@@ -272,6 +277,7 @@ class BackwardChunk {
       Window<T, F> window(source, image(call_.d_input, c, width), capacity, streamed(), memory);
       int64_t t = 0;
       for_tiles(tile, columns, [&](int64_t begin, int64_t end) {
+        if (c == first_channel) clear(begin, end);
         window.advance(alive.low[t], alive.high[t]);
         ++t;
         run_tile(tile, begin, end, kLanes<F>, c, width, grad_copy, window.values(),
@@ -317,6 +323,12 @@ class BackwardChunk {
       const int64_t end = std::min(begin + kBackwardTile, pixels_);
       find_taps(call_.mapping, call_.flow, call_.attention, columns, n_, begin, end, tile);
       body(begin, end);
+    }
+  }
+
+  void clear(int64_t begin, int64_t end) const {
+    for (F* total : {d_u_, d_v_, d_attention_}) {
+      std::fill_n(total + begin, ceil_div(end - begin, kLanes<F>) * kLanes<F>, F(0));
     }
   }
 
