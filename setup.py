@@ -249,7 +249,9 @@ class BuildNative(build_ext):
                 "The compiled kernels could not be built (see above). "
                 "VSEGOPS_NATIVE=0 installs without them."
             )
-        architectures = [] if refused else re.findall(r",code=(\w+)", str(cuda_architectures(torch)))
+        architectures = (
+            [] if refused else re.findall(r",code=(\w+)", str(cuda_architectures(torch)))
+        )
         record = {
             "torch": torch["version"],
             "cpu": f"compiled for {', '.join(INSTRUCTION_SETS)}",
