@@ -206,6 +206,17 @@ def ninja_file(wanted: list[Library], target: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
+def build_record(torch: dict[str, str]) -> dict[str, str]:
+    """What was compiled, and why the rest was not, in words."""
+    refused = cuda_refusal(torch)
+    names = [] if refused else [f.partition(",code=")[2] for f in cuda_architectures(torch)]
+    return {
+        "torch": torch["version"],
+        "cpu": f"compiled for {', '.join(INSTRUCTION_SETS)}",
+        "cuda": refused or f"compiled for {', '.join(names)}",
+    }
+
+
 def write_record(target: Path, record: dict[str, str]) -> None:
     """Where the package looks for what was built, and why the rest was not."""
     path = target / "vsegops/lib/build.json"
@@ -249,14 +260,7 @@ class BuildNative(build_ext):
                 "The compiled kernels could not be built (see above). "
                 "VSEGOPS_NATIVE=0 installs without them."
             )
-        architectures = (
-            [] if refused else re.findall(r",code=(\w+)", str(cuda_architectures(torch)))
-        )
-        record = {
-            "torch": torch["version"],
-            "cpu": f"compiled for {', '.join(INSTRUCTION_SETS)}",
-            "cuda": refused or f"compiled for {', '.join(architectures)}",
-        }
+        record = build_record(torch)
         write_record(target, record)
         summary = "\n".join(f"  {name:6} {text}" for name, text in record.items())
         print(f"\nvsegops, compiled kernels:\n{summary}\n", file=sys.stderr, flush=True)

@@ -187,6 +187,15 @@ def test_every_family_is_in_every_library(build, nvcc, monkeypatch):
     }
 
 
+def test_the_record_names_what_was_compiled(build, nvcc, monkeypatch):
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0+PTX")
+    record = build.build_record(CUDA_TORCH)
+    assert record["torch"] == "2.14.1"
+    assert record["cuda"] == "compiled for sm_90, compute_90"
+    assert all(name in record["cpu"] for name in build.INSTRUCTION_SETS)
+    assert build.build_record({**CUDA_TORCH, "cuda": None})["cuda"].endswith("not a CUDA build")
+
+
 def test_a_record_is_what_the_package_reads(build, tmp_path, monkeypatch):
     record = {"torch": "2.13.0", "cpu": "compiled for default", "cuda": "VSEGOPS_CUDA=0"}
     build.write_record(tmp_path, record)

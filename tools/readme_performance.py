@@ -30,8 +30,9 @@ def rows(results: dict[str, Any], kind: str) -> list[str]:
         if record["shape"] != first.setdefault(record["operator"], record["shape"]):
             continue
         case = f"{record['operator']} {record['direction']}, {record['shape']}"
+        time = f"{record['timing']['median_ms']:.2f} ms"
         lines.append(
-            f"| {kind} | {case} | {LAYOUTS[record['layout']]} | {record['timing']['median_ms']:.2f} ms"
+            f"| {kind} | {case} | {LAYOUTS[record['layout']]} | {time}"
             f" | {ratio(record, 'eager')} | {ratio(record, 'compile')}"
             f" | {record['times_floor']:.1f} |"
         )
@@ -40,7 +41,8 @@ def rows(results: dict[str, Any], kind: str) -> list[str]:
 
 def section(files: list[Path]) -> str:
     head = [
-        "| | case | layout | time | eager PyTorch takes | `torch.compile` takes | times the floor |",
+        "| | case | layout | time"
+        " | eager PyTorch takes | `torch.compile` takes | times the floor |",
         "|---|---|---|---|---|---|---|",
     ]
     notes = []
