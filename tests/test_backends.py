@@ -11,6 +11,7 @@ import torch
 from helpers import OperatorCalls
 
 import vsegops
+from vsegops import _backends
 from vsegops._backends import BACKENDS
 
 AVAILABLE = [name for name, status in vsegops.backends().items() if status]
@@ -216,3 +217,15 @@ import vsegops
 assert vsegops.backends()["triton"].reason == "the package triton is not installed"
 """
     output_of(code)
+
+
+def test_use_backend_blocks_may_end_in_any_order():
+    first, second = vsegops.use_backend("reference"), vsegops.use_backend("cpu")
+    if not vsegops.backends()["cpu"]:
+        pytest.skip(vsegops.backends()["cpu"].reason)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert _backends._requested == "cpu"
+    second.__exit__(None, None, None)
+    assert _backends._requested == _backends._environment

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -64,7 +65,10 @@ BACKENDS: dict[str, Backend] = {
     )
 }
 
-_requested: str | None = os.environ.get("VSEGOPS_BACKEND") or None
+_environment: str | None = os.environ.get("VSEGOPS_BACKEND") or None
+_requested = _environment  # what `select` reads: a plain global, so that compiled code retraces
+_requests: list[tuple[object, str]] = []  # the `use_backend` blocks that are open, in order
+_lock = threading.Lock()
 
 
 def refusal(backend: Backend, device: str) -> str | None:
@@ -125,11 +129,16 @@ def use_backend(name: str) -> Iterator[None]:
     status = backends()[_known(name).name]
     if not status.available:
         raise RuntimeError(f"backend {name!r} is not available: {status.reason}")
-    before, _requested = _requested, name
+    request = (object(), name)
+    with _lock:
+        _requests.append(request)
+        _requested = name
     try:
         yield
     finally:
-        _requested = before
+        with _lock:  # blocks of several threads may end in any order
+            _requests.remove(request)
+            _requested = _requests[-1][1] if _requests else _environment
 
 
 def _device_missing(backend: Backend) -> str | None:

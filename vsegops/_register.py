@@ -175,7 +175,9 @@ def _register_autograd(library: torch.library.Library, namespace: str, operator:
     )
 
     def kernel(keyset: DispatchKeySet, *inputs: Any) -> Any:
-        if torch.is_grad_enabled() and _any_requires_grad(*inputs):
+        # Forward-mode differentiation has no formula: apply() raises where it is asked for.
+        forward_mode = torch.autograd.forward_ad._current_level >= 0
+        if forward_mode or (torch.is_grad_enabled() and _any_requires_grad(*inputs)):
             return differentiable.apply(keyset, *inputs)  # type: ignore[attr-defined]
         with _AutoDispatchBelowAutograd():
             return function.redispatch(keyset & _after_autograd_keyset, *inputs)

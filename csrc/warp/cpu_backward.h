@@ -252,9 +252,9 @@ class BackwardChunk {
       }
     }
     Lifetimes alive;
+    const Steps steps(call_.mapping);
     for_tiles(tile.without_slopes(), columns, [&](int64_t begin, int64_t end) {
       const auto [low, high] = std::minmax_element(tile.offset, tile.offset + (end - begin));
-      const Steps steps(call_.mapping);
       alive.low.push_back(*low / kLanes<F> *
                           kLanes<F>);  // (aligned, as streamed stores have to be)
       alive.high.push_back(*high + steps.row + steps.pair + 1);
@@ -279,6 +279,12 @@ class BackwardChunk {
       for_tiles(tile, columns, [&](int64_t begin, int64_t end) {
         if (c == first_channel) clear(begin, end);
         window.advance(alive.low[t], alive.high[t]);
+        // Whatever becomes of the flow meanwhile, nothing outside the window is touched.
+        const int32_t low = static_cast<int32_t>(alive.low[t]);
+        const int32_t high = static_cast<int32_t>(alive.high[t] - steps.row - steps.pair - 1);
+        for (int64_t i = 0; i < end - begin; ++i) {
+          tile.offset[i] = std::min(std::max(tile.offset[i], low), high);
+        }
         ++t;
         run_tile(tile, begin, end, kLanes<F>, c, width, grad_copy, window.values(),
                  window.gradients());

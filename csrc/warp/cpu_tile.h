@@ -222,8 +222,8 @@ VSEGOPS_HD Vector<F> load_pairs(const F* source, const int32_t* offset) {
 }
 
 inline void check_plane(int64_t h, int64_t w) {
-  STD_TORCH_CHECK(h * w < (int64_t(1) << 31), "input: expected a height * width below 2^31, got ",
-                  h, " * ", w);
+  STD_TORCH_CHECK(h * w < (int64_t(1) << 31),
+                  "the CPU kernels sample images of fewer than 2^31 pixels, got ", h, " * ", w);
 }
 
 }  // namespace

@@ -47,7 +47,7 @@ void dispatch(ScalarType features, ScalarType flow, const Run& run) {
   };
   switch (features) {
     case ScalarType::Double: return with_flow(Type<double>(), Type<double>());
-    case ScalarType::Float: return run(Type<float>(), Type<float>(), Type<float>());
+    case ScalarType::Float: return with_flow(Type<float>(), Type<float>());
     case ScalarType::Half: return with_flow(Type<Half>(), Type<float>());
     case ScalarType::BFloat16: return with_flow(Type<BFloat16>(), Type<float>());
     default: STD_TORCH_CHECK(false, "features: expected a floating dtype");
@@ -57,6 +57,9 @@ void dispatch(ScalarType features, ScalarType flow, const Run& run) {
 inline Tensor run_forward(const Tensor& input, const Tensor& flow,
                           const std::optional<Tensor>& correction,
                           const std::optional<Tensor>& attention, const Options& options) {
+  STD_TORCH_CHECK(
+      input.dim() == 4 && flow.dim() == 4 && flow.size(0) == input.size(0) && flow.size(1) == 2,
+      "flow: expected [N, 2, H, W] beside [N, C, h, w]");
   const MemoryFormat layout = layout_of(input);
   const Tensor source = dense(input, layout);
   const Tensor added = correction ? dense(*correction, layout) : source;

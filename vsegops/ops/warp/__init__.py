@@ -10,7 +10,6 @@ and likewise v from y, h, H, scale_y. `A(input)` below is the input sampled at (
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +25,8 @@ PADDING_MODES = ("zeros", "border")
 
 #: Positions are integers of 32 bits with room for a clamped flow (see csrc/common/sampling.h).
 MAX_SIZE = 2**30
+
+_LARGEST = torch.finfo(torch.float32).max
 
 
 def flow_warp(
@@ -43,7 +44,9 @@ def flow_warp(
     SFNet's flow alignment module.
 
     Args:
-        input: features `[N, C, h, w]`, float64, float32, float16 or bfloat16, any layout.
+        input: features `[N, C, h, w]`, float64, float32, float16 or bfloat16, any layout. They
+            have to be finite: infinity and NaN spread to results that touch a neighbour, also with
+            weight 0.
         flow: `[N, 2, H, W]`, backward flow: channel 0 is x (to the right), channel 1 is y (down).
             Of the input's dtype or float32. H x W is the size of the output, h x w need not be
             the same.
@@ -130,9 +133,12 @@ def _check(input: Any, name: str, flow: Any) -> None:
     _checks.check_tensor(name, input, ("N", "C", "h", "w"))
     _checks.check_tensor("flow", flow, (input.shape[0], 2, "H", "W"), like=input)
     if flow.dtype not in (torch.float32, _checks.effective_dtype(input)):  # autocast leaves a flow
-        raise _checks.error("flow", f"dtype {input.dtype} or torch.float32", flow)
-    if max(*input.shape[2:], *flow.shape[2:]) > MAX_SIZE:
-        raise _checks.error(name, f"height and width up to {MAX_SIZE}", input)
+        raise _checks.error(
+            "flow", f"dtype {_checks.effective_dtype(input)} or torch.float32", flow
+        )
+    for argument, x in ((name, input), ("flow", flow)):
+        if max(x.shape[2:]) > MAX_SIZE:
+            raise _checks.error(argument, f"height and width up to {MAX_SIZE}", x)
     if 0 in input.shape[2:] and flow.numel() > 0:
         raise _checks.error(name, "at least one pixel to sample", input)
 
@@ -155,4 +161,4 @@ def _scale(scale: Any) -> tuple[float, float, bool]:
 
 
 def _is_finite(x: Any) -> bool:  # (math.isfinite cannot be traced with a symbolic number)
-    return isinstance(x, (int, float)) and -math.inf < x < math.inf
+    return isinstance(x, (int, float)) and -_LARGEST < x < _LARGEST

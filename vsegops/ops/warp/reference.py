@@ -43,7 +43,7 @@ def _axis(flow: Tensor, size: int, along: int, scale: float, options: Options) -
     """The taps along x (`along=-1`) or y (`along=-2`), each [N, H, W]."""
     size_out = flow.shape[along]
     if options.semantic:
-        scale = (size - 1) / (2 * size_out) if options.align_corners else size / (2 * size_out)
+        scale = (size - 1 if options.align_corners else size) / (2 * max(size_out, 1))
     j = torch.arange(size_out, dtype=torch.float64, device=flow.device)
     if options.align_corners:
         base = j * (size - 1) / max(size_out - 1, 1)
