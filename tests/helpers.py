@@ -60,6 +60,15 @@ class Target:
         return self.backend == "triton" and self.device == "cpu"
 
     @property
+    def rounds_fma_twice(self) -> bool:
+        """Whether a fused multiply-add is not one: so in the interpreters of older Tritons."""
+        if not self.interpreted:
+            return False
+        from triton._C.libtriton import interpreter
+
+        return not hasattr(interpreter, "fma_fp32")
+
+    @property
     def repeats(self) -> bool:
         """Whether two runs give the same bits without being asked to."""
         return self.device == "cpu"

@@ -159,9 +159,9 @@ def test_import_is_light():
     """Neither Triton nor the models, and no compiler, before somebody asks for them."""
     code = """
 import sys, subprocess
+import torch
 def refuse(*_, **__): raise AssertionError("a process was started")
 subprocess.Popen = refuse
-import torch
 before = set(sys.modules)
 import vsegops
 loaded = set(sys.modules) - before

@@ -162,6 +162,8 @@ def test_warp_correct_is_warp_and_sum(target: Target, options):
 @pytest.mark.parametrize("source_width", [3840, 1921], ids=["same size", "resized"])
 def test_positions_are_exact_at_width_3840(target: Target, align_corners, source_width):
     """A ramp shows positions: its slope is 1 per pixel, its values stay small."""
+    if target.rounds_fma_twice:
+        pytest.skip("the interpreter of this Triton rounds an fma twice")
     x = torch.arange(source_width, device=target.device).remainder(2).float()
     x = x.view(1, 1, 1, -1).expand(1, 1, 2, -1).contiguous()  # 0 1 0 1 ...
     flow = Maker(device=target.device).flow(1, 2, 3840, magnitude=16.0)

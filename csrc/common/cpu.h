@@ -206,6 +206,14 @@ VSEGOPS_HD void interleave(Vector<F> a, Vector<F> b, Vector<F>* low, Vector<F>* 
   *high = __builtin_shufflevector(a, b, ((I & 1) * n + n / 2 + I / 2)...);
 }
 
+template <typename F>
+VSEGOPS_HD void store_interleaved(Vector<F> a, Vector<F> b, F* p) {
+  Vector<F> low, high;
+  interleave<F>(a, b, &low, &high, std::make_integer_sequence<int, kLanes<F>>());
+  store(low, p);
+  store(high, p + kLanes<F>);
+}
+
 // The elements of two vectors at even, and at odd, places.
 template <typename F, int... I>
 VSEGOPS_HD Vector<F> even(Vector<F> a, Vector<F> b, std::integer_sequence<int, I...>) {

@@ -11,8 +11,11 @@ namespace vsegops {
 
 template <typename F>
 struct Panel {
-  F* data;         // pixel 0
-  int64_t stride;  // from pixel to pixel
+  F* data;            // pixel 0
+  int64_t stride;     // from pixel to pixel
+  int64_t mask = -1;  // of a pixel's number: a ring has a power of two of them
+
+  int64_t at(int64_t pixel) const { return (pixel & mask) * stride; }
 };
 
 // An image as panels are copied from and to: `channel` and `pixel` are its strides, one of them 1.

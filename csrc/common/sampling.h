@@ -6,6 +6,9 @@
 // A float32 coordinate near 2048 has a step of 1.2e-4, so the integer and the fraction of u are
 // kept apart: the base is split exactly, in integers, the flow by floor, and only fractions are
 // added. F is float, or double for double features.
+//
+// V is F where one pixel is handled at a time, or a vector of F (cpu_sampling.h): hence conditions
+// are combined by & and |, and branches are selections.
 #pragma once
 
 #include <cmath>
@@ -17,28 +20,40 @@ namespace vsegops {
 
 enum class Padding { kZeros, kBorder };
 
-// A coordinate: index + fraction, with fraction in [0, 1].
-template <typename F>
-struct Position {
-  int32_t index;
-  F fraction;
-};
+// The arithmetic of a V for which C++ has no operator.
+template <typename V>
+struct Arithmetic {
+  using Index = int32_t;  // counts pixels
 
-// a * b - c, rounded once.
-VSEGOPS_HD double multiply_subtract(double a, double b, double c) {
+  // The largest integer that is not above x, for |x| <= 2^30: as an index, and as it was.
+  struct Floor {
+    Index index;
+    V value;
+  };
+  static VSEGOPS_HD Floor floor(V x) {
+    const V value = std::floor(x);
+    return {static_cast<Index>(value), value};
+  }
+
+  // a * b - c, rounded once.
+  static VSEGOPS_HD V multiply_subtract(V a, V b, V c) {
 #if defined(__CUDA_ARCH__) || defined(__FMA__) || defined(__aarch64__)
-  return ::fma(a, b, -c);
+    return std::fma(a, b, -c);
 #else
-  return a * b - c;  // (rounded twice: double positions have bits to spare)
+    // (Doubles are rounded twice: their positions have bits to spare.)
+    return static_cast<V>(static_cast<double>(a) * b - c);
 #endif
-}
-VSEGOPS_HD float multiply_subtract(float a, float b, float c) {
-#if defined(__CUDA_ARCH__) || defined(__FMA__) || defined(__aarch64__)
-  return ::fmaf(a, b, -c);
-#else
-  return static_cast<float>(static_cast<double>(a) * b - c);
-#endif
-}
+  }
+};
+template <typename V>
+using index_t = typename Arithmetic<V>::Index;
+
+// A coordinate: index + fraction, with fraction in [0, 1].
+template <typename V>
+struct Position {
+  index_t<V> index;
+  V fraction;
+};
 
 // One axis of the mapping from output to source.
 template <typename F>
@@ -68,17 +83,18 @@ struct Axis {
   }
 
   // base + scale * flow. NaN goes far to the left, infinities far outside; no integer overflows.
-  VSEGOPS_HD Position<F> displaced(Position<F> base, F flow) const {
+  template <typename V>
+  VSEGOPS_HD Position<V> displaced(Position<V> base, V flow) const {
+    using A = Arithmetic<V>;
     constexpr F kFar = F(1 << 30);
-    F product = flow * scale;
-    const bool near = product > -kFar && product < kFar;  // false for NaN
-    product = near ? product : (product >= kFar ? kFar : -kFar);
-    const F whole = floor_(product);
+    const V product = flow * scale;
+    const auto near = (product > -kFar) & (product < kFar);  // false for NaN
+    const auto whole = A::floor(near ? product : (product >= kFar ? V{} + kFar : V{} - kFar));
     // What the product has beyond its integer, free of the product's rounding.
-    const F part = near ? multiply_subtract(flow, scale, whole) + flow * scale_low : F(0);
-    const F rest = base.fraction + part;
-    const F carry = floor_(rest);
-    return {base.index + static_cast<int32_t>(whole) + static_cast<int32_t>(carry), rest - carry};
+    const V part = A::multiply_subtract(flow, V{} + scale, whole.value) + flow * scale_low;
+    const V rest = base.fraction + (near ? part : V{});
+    const auto carry = A::floor(rest);
+    return {base.index + whole.index + carry.index, rest - carry.value};
   }
 
  private:
@@ -95,62 +111,58 @@ struct Axis {
     return {static_cast<int32_t>(index) - 1,
             static_cast<F>(numerator - index * denominator) / static_cast<F>(denominator)};
   }
-
-  VSEGOPS_HD static float floor_(float x) { return ::floorf(x); }
-  VSEGOPS_HD static double floor_(double x) { return ::floor(x); }
 };
 
 // The two pixels that a position touches along one axis, in a form that needs no branch: both are
 // inside the source, `low` and `low + step`, and what lies outside has weight 0. `slope` is the
 // derivative of the sampled value: slope_low * value(low) + slope_high * value(low + step).
-template <typename F>
+template <typename V>
 struct Taps {
-  int32_t low;   // in [0, max(size - 2, 0)], so that low + step is inside
-  int32_t step;  // 1, or 0 where the source has one pixel
-  F weight_low, weight_high;
-  F slope_low, slope_high;
+  index_t<V> low;  // in [0, max(size - 2, 0)], so that low + step is inside
+  int32_t step;    // 1, or 0 where the source has one pixel
+  V weight_low, weight_high;
+  V slope_low, slope_high;
 };
 
-template <typename F>
-VSEGOPS_HD Taps<F> bilinear_taps(Position<F> p, int32_t size, Padding padding) {
-  F slope = F(1);
+template <typename V>
+VSEGOPS_HD Taps<V> bilinear_taps(Position<V> p, int32_t size, Padding padding) {
+  const V zero{}, one = zero + 1;
+  V slope = one;
   if (padding == Padding::kBorder) {
     // Clamped to [0, size - 1]; beyond it the value does not change. (At size - 1 itself the
     // right-hand derivative is 0 as well.)
-    const bool before = p.index < 0;
-    const bool after = p.index >= size - 1;
-    slope = before || after ? F(0) : F(1);
-    p.fraction = before || after ? F(0) : p.fraction;
+    const auto before = p.index < 0, after = p.index >= size - 1;
+    slope = before | after ? zero : one;
+    p.fraction = before | after ? zero : p.fraction;
     p.index = before ? 0 : (after ? size - 1 : p.index);
   }
-  const bool low_inside = p.index >= 0 && p.index < size;
-  const bool high_inside = p.index >= -1 && p.index < size - 1;
-  const F low = low_inside ? F(1) - p.fraction : F(0);
-  const F high = high_inside ? p.fraction : F(0);
-  const F slope_low = low_inside ? -slope : F(0);
-  const F slope_high = high_inside ? slope : F(0);
+  const auto low_inside = (p.index >= 0) & (p.index < size);
+  const auto high_inside = (p.index >= -1) & (p.index < size - 1);
+  const V low = low_inside ? one - p.fraction : zero;
+  const V high = high_inside ? p.fraction : zero;
+  const V slope_low = low_inside ? -slope : zero;
+  const V slope_high = high_inside ? slope : zero;
   // The pair may stand one pixel off, at either end: then the taps change places.
   const int32_t last = size > 1 ? size - 2 : 0;
-  Taps<F> taps;
+  Taps<V> taps;
   taps.low = p.index < 0 ? 0 : (p.index > last ? last : p.index);
   taps.step = size > 1;
-  const bool left = p.index < taps.low;   // the high tap stands at taps.low
-  const bool right = p.index > taps.low;  // the low tap stands at taps.low + 1
-  taps.weight_low = left ? high : (right ? F(0) : low);
-  taps.weight_high = right ? low : (left ? F(0) : high);
-  taps.slope_low = left ? slope_high : (right ? F(0) : slope_low);
-  taps.slope_high = right ? slope_low : (left ? F(0) : slope_high);
+  const auto left = p.index < taps.low;   // the high tap stands at taps.low
+  const auto right = p.index > taps.low;  // the low tap stands at taps.low + 1
+  taps.weight_low = left ? high : (right ? zero : low);
+  taps.weight_high = right ? low : (left ? zero : high);
+  taps.slope_low = left ? slope_high : (right ? zero : slope_low);
+  taps.slope_high = right ? slope_low : (left ? zero : slope_high);
   return taps;
 }
 
 // Nearest, halves to even, as a pair of taps of which one has weight 1 (or none, outside).
-template <typename F>
-VSEGOPS_HD Taps<F> nearest_taps(Position<F> p, int32_t size, Padding padding) {
-  const bool up = p.fraction > F(0.5) || (p.fraction == F(0.5) && (p.index & 1));
-  p.index += up ? 1 : 0;
-  p.fraction = F(0);
-  Taps<F> taps = bilinear_taps(p, size, padding);
-  taps.slope_low = taps.slope_high = F(0);
+template <typename V>
+VSEGOPS_HD Taps<V> nearest_taps(Position<V> p, int32_t size, Padding padding) {
+  const auto odd = (p.index & 1) != 0;
+  const auto up = (p.fraction > V{} + 0.5f) | ((p.fraction == V{} + 0.5f) & odd);
+  Taps<V> taps = bilinear_taps<V>({up ? p.index + 1 : p.index, V{}}, size, padding);
+  taps.slope_low = taps.slope_high = V{};
   return taps;
 }
 

@@ -11,6 +11,8 @@
 // order of all sums is fixed; what has to be summed over chunks is summed at the end.
 #pragma once
 
+#include <bit>
+
 #include "../common/panels.h"
 #include "cpu_tile.h"
 #include "cpu_window.h"
@@ -41,22 +43,47 @@ VSEGOPS_HD void add_slopes(const Tile<F>& tile, int64_t first, const Steps& step
   store(load(d_v + first) + v, d_v + first);
 }
 
+// Fetches what the next tile reads of some planes while this one is computed: a line of each image
+// for each pixel.
+template <typename T>
+struct Ahead {
+  static constexpr int64_t kLine = 64 / sizeof(T), kLines = kBackwardTile / kLine;
+  const T* planes[3];  // channel 0 of the next tile's first pixel; null where there is none
+  int64_t channel[3];  // from plane to plane
+  int64_t width;
+
+  VSEGOPS_HD void fetch(int64_t i) const {
+    const int64_t c = i / kLines, at = i % kLines * kLine;
+    if (c >= width) return;
+    for (int k = 0; k < 3; ++k) {
+      if (planes[k]) __builtin_prefetch(planes[k] + c * channel[k] + at);
+    }
+  }
+};
+
 // The pixels of a tile over the channels of a panel: adds grad, weighted, to the four taps in
 // `d_source` (Scatter), and adds the slopes of u and v to `d_u` and `d_v` (Slopes).
-template <bool Scatter, bool Slopes, typename F>
+template <bool Scatter, bool Slopes, typename F, typename T>
 void scatter_tile(const Tile<F>& tile, int64_t count, const Steps& steps, int64_t width,
-                  Panel<const F> grad, Panel<const F> source, Panel<F> d_source, F* d_u, F* d_v) {
+                  Panel<const F> grad, Panel<const F> source, Panel<F> d_source, F* d_u, F* d_v,
+                  const Ahead<T>& ahead) {
   constexpr int n = kLanes<F>;
-  const int64_t row = steps.row * source.stride, pair = steps.pair * source.stride;
-  const int64_t d_row = steps.row * d_source.stride, d_pair = steps.pair * d_source.stride;
+  const auto& taps = [&] {  // (source and d_source are alike; either may be absent)
+    if constexpr (Scatter)
+      return d_source;
+    else
+      return source;
+  }();
   alignas(64) Vector<F> products[4][n] = {};  // grad * source at the four taps, of each pixel
   for (int64_t first = 0; first < count; first += n) {
     const int64_t pixels = std::min<int64_t>(n, count - first);
     for (int64_t j = 0; j < pixels; ++j) {
       const int64_t i = first + j;
+      ahead.fetch(i);
       const F* g = grad.data + i * grad.stride;
-      const F* p = source.data + tile.offset[i] * source.stride;
-      F* d = d_source.data + tile.offset[i] * d_source.stride;
+      const int64_t at = tile.offset[i];
+      const int64_t t00 = taps.at(at), t01 = taps.at(at + steps.pair);
+      const int64_t t10 = taps.at(at + steps.row), t11 = taps.at(at + steps.row + steps.pair);
       const F w00 = tile.top[2 * i], w01 = tile.top[2 * i + 1];
       const F w10 = tile.bottom[2 * i], w11 = tile.bottom[2 * i + 1];
       Vector<F> s00{}, s01{}, s10{}, s11{};
@@ -64,39 +91,40 @@ void scatter_tile(const Tile<F>& tile, int64_t count, const Steps& steps, int64_
       for (; c + n <= width; c += n) {
         const Vector<F> gradient = load(g + c);
         if constexpr (Slopes) {
-          s00 += gradient * load(p + c);
-          s01 += gradient * load(p + pair + c);
-          s10 += gradient * load(p + row + c);
-          s11 += gradient * load(p + row + pair + c);
+          s00 += gradient * load(source.data + t00 + c);
+          s01 += gradient * load(source.data + t01 + c);
+          s10 += gradient * load(source.data + t10 + c);
+          s11 += gradient * load(source.data + t11 + c);
         }
         if constexpr (Scatter) {  // one after the other: the taps of a thin source coincide
-          store(load(d + c) + w00 * gradient, d + c);
-          store(load(d + d_pair + c) + w01 * gradient, d + d_pair + c);
-          store(load(d + d_row + c) + w10 * gradient, d + d_row + c);
-          store(load(d + d_row + d_pair + c) + w11 * gradient, d + d_row + d_pair + c);
+          F* const d = d_source.data + c;
+          store(load(d + t00) + w00 * gradient, d + t00);
+          store(load(d + t01) + w01 * gradient, d + t01);
+          store(load(d + t10) + w10 * gradient, d + t10);
+          store(load(d + t11) + w11 * gradient, d + t11);
         }
       }
-      F t00 = 0, t01 = 0, t10 = 0, t11 = 0;
+      F rest[4] = {};
       for (; c < width; ++c) {
         const F gradient = g[c];
         if constexpr (Slopes) {
-          t00 += gradient * p[c];
-          t01 += gradient * p[pair + c];
-          t10 += gradient * p[row + c];
-          t11 += gradient * p[row + pair + c];
+          rest[0] += gradient * source.data[t00 + c];
+          rest[1] += gradient * source.data[t01 + c];
+          rest[2] += gradient * source.data[t10 + c];
+          rest[3] += gradient * source.data[t11 + c];
         }
         if constexpr (Scatter) {
-          d[c] += w00 * gradient;
-          d[d_pair + c] += w01 * gradient;
-          d[d_row + c] += w10 * gradient;
-          d[d_row + d_pair + c] += w11 * gradient;
+          d_source.data[t00 + c] += w00 * gradient;
+          d_source.data[t01 + c] += w01 * gradient;
+          d_source.data[t10 + c] += w10 * gradient;
+          d_source.data[t11 + c] += w11 * gradient;
         }
       }
       if constexpr (Slopes) {
-        products[0][j] = s00 + first_lane(t00);
-        products[1][j] = s01 + first_lane(t01);
-        products[2][j] = s10 + first_lane(t10);
-        products[3][j] = s11 + first_lane(t11);
+        products[0][j] = s00 + first_lane(rest[0]);
+        products[1][j] = s01 + first_lane(rest[1]);
+        products[2][j] = s10 + first_lane(rest[2]);
+        products[3][j] = s11 + first_lane(rest[3]);
       }
     }
     if constexpr (Slopes) {
@@ -197,22 +225,25 @@ void correct_tile(const Image<const T>& grad, const Image<const T>& correction, 
   }
 }
 
-// Some channels of one image. `totals` receives d_u, d_v and d_attention, summed over them.
+// Where the gradients of the flow and the attention are summed over channels, one entry per pixel
+// and up to a whole vector. (Absent, null, where nobody wants them.)
+template <typename F>
+struct Totals {
+  F *u, *v, *attention;
+};
+
+// Some channels of one image; adds what they contribute to `totals`, after clearing them.
 template <typename T, typename F, typename Flow>
 class BackwardChunk {
  public:
   using Call = Backward<T, F, Flow>;
 
-  BackwardChunk(const Call& call, int64_t n, F* totals)
+  BackwardChunk(const Call& call, int64_t n, const Totals<F>& totals)
       : call_(call),
         n_(n),
         pixels_(call.grad.h * call.grad.w),
         source_pixels_(call.input.h * call.input.w),
-        d_u_(totals),
-        d_v_(totals + padded(pixels_)),
-        d_attention_(totals + 2 * padded(pixels_)) {}
-
-  static int64_t padded(int64_t pixels) { return ceil_div(pixels, 64) * 64; }
+        totals_(totals) {}
 
   void run(int64_t first_channel, int64_t last_channel, const Context& context) {
     Arena arena(Tile<F>::bytes(kBackwardTile) + Columns<F>::bytes(call_.grad.w) +
@@ -228,7 +259,7 @@ class BackwardChunk {
       for_tiles(tile, columns, [&](int64_t begin, int64_t end) {
         clear(begin, end);
         run_tile(tile, begin, end, width, first_channel, width, grad_copy,
-                 in_place(image(call_.input, first_channel, width), 0), in_place(d_input, 0));
+                 in_place(image(call_.input, first_channel, width), 0), in_place(d_input, 0), {});
       });
       return;
     }
@@ -244,9 +275,9 @@ class BackwardChunk {
           Image<const T> grad = image(call_.grad, first_channel, width);
           grad.data += begin;
           const bool slopes = call_.d_flow.data;
-          scatter_planes<F>(tile, end - begin, steps, grad,
-                            image(call_.input, first_channel, width), d_input,
-                            slopes ? d_u_ + begin : nullptr, slopes ? d_v_ + begin : nullptr);
+          scatter_planes<F>(
+              tile, end - begin, steps, grad, image(call_.input, first_channel, width), d_input,
+              slopes ? totals_.u + begin : nullptr, slopes ? totals_.v + begin : nullptr);
         });
         return;
       }
@@ -260,7 +291,7 @@ class BackwardChunk {
       alive.high.push_back(*high + steps.row + steps.pair + 1);
     });
     alive.finish();
-    const int64_t capacity = std::min(5 * alive.longest / 4, source_pixels_);
+    const int64_t capacity = std::bit_ceil(static_cast<uint64_t>(alive.longest));
     const bool slopes = call_.d_flow.data, scatter = call_.d_input.data;
     const int64_t elements = Window<T, F>::elements(capacity, slopes, scatter);
     F* memory;
@@ -285,9 +316,9 @@ class BackwardChunk {
         for (int64_t i = 0; i < end - begin; ++i) {
           tile.offset[i] = std::min(std::max(tile.offset[i], low), high);
         }
-        ++t;
         run_tile(tile, begin, end, kLanes<F>, c, width, grad_copy, window.values(),
-                 window.gradients());
+                 window.gradients(), ahead(c, width, end, alive.high[t]));
+        ++t;
       });
       window.finish(source_pixels_);
     }
@@ -333,8 +364,8 @@ class BackwardChunk {
   }
 
   void clear(int64_t begin, int64_t end) const {
-    for (F* total : {d_u_, d_v_, d_attention_}) {
-      std::fill_n(total + begin, ceil_div(end - begin, kLanes<F>) * kLanes<F>, F(0));
+    for (F* total : {totals_.u, totals_.v, totals_.attention}) {
+      if (total) std::fill_n(total + begin, ceil_div(end - begin, kLanes<F>) * kLanes<F>, F(0));
     }
   }
 
@@ -342,13 +373,29 @@ class BackwardChunk {
     if (!call_.d_correction.data && !call_.d_attention.data) return;
     correct_tile(image(call_.grad, c, width), image(call_.correction, c, width), tile, begin,
                  end - begin, image(call_.d_correction, c, width), streamed(),
-                 call_.d_attention.data ? d_attention_ + begin : nullptr);
+                 totals_.attention ? totals_.attention + begin : nullptr);
+  }
+
+  // The tile after the one that ends at `end`, and the source from `high` on.
+  Ahead<T> ahead(int64_t c, int64_t width, int64_t end, int64_t high) const {
+    const Image<const T> images[3] = {image(call_.grad, c, width),
+                                      image(call_.correction, c, width),
+                                      image(call_.input, c, width)};
+    const bool wanted[3] = {true, call_.d_attention.data != nullptr, call_.d_flow.data != nullptr};
+    Ahead<T> next{};
+    next.width = width;
+    for (int k = 0; k < 3; ++k) {
+      if (!wanted[k] || !images[k].data) continue;
+      next.planes[k] = images[k].data + (k < 2 ? end : high);
+      next.channel[k] = images[k].channel;
+    }
+    return next;
   }
 
   // Channels [c, c + width) of a tile; `lanes` of each pixel are handled.
   void run_tile(const Tile<F>& tile, int64_t begin, int64_t end, int64_t lanes, int64_t c,
-                int64_t width, F* grad_copy, const Panel<const F>& source,
-                const Panel<F>& d_source) const {
+                int64_t width, F* grad_copy, const Panel<const F>& source, const Panel<F>& d_source,
+                const Ahead<T>& next) const {
     correct(tile, begin, end, c, width);
     const bool scatter = call_.d_input.data, slopes = call_.d_flow.data;
     if (!scatter && !slopes) return;
@@ -356,65 +403,78 @@ class BackwardChunk {
     lift(scatter, [&](auto with_scatter) {
       lift(slopes, [&](auto with_slopes) {
         scatter_tile<with_scatter(), with_slopes()>(tile, end - begin, Steps(call_.mapping), lanes,
-                                                    grad, source, d_source, d_u_ + begin,
-                                                    d_v_ + begin);
+                                                    grad, source, d_source, totals_.u + begin,
+                                                    totals_.v + begin, next);
       });
     });
   }
 
   const Call& call_;
   const int64_t n_, pixels_, source_pixels_;
-  F *const d_u_, *const d_v_, *const d_attention_;
+  const Totals<F> totals_;
 };
 
-// Sums a total over the chunks of an image and writes it to a channel of `out`.
+// Sums a total over the chunks of an image, which stand `step` apart, and writes it to a channel of
+// `out`.
 template <typename F, typename T>
-void write_total(const F* totals, int64_t chunks, int64_t chunk_size, int64_t n, int64_t channel,
+void write_total(const F* total, int64_t chunks, int64_t step, int64_t n, int64_t channel,
                  const View<T>& out) {
   const int64_t pixels = out.h * out.w;
-  const F* first = totals + n * chunks * chunk_size;
   T* to = out.data + (n * out.c + channel) * pixels;
   for (int64_t i = 0; i < pixels; ++i) {
-    F total = first[i];
-    for (int64_t k = 1; k < chunks; ++k) total += first[i + k * chunk_size];
+    F sum = total[i];
+    for (int64_t k = 1; k < chunks; ++k) sum += total[i + k * step];
     if constexpr (std::is_same_v<T, float>) {
-      to[i] = static_cast<float>(total);  // (float flow beside double features)
+      to[i] = static_cast<float>(sum);  // (float flow beside double features)
     } else {
-      narrow(total, to + i);
+      narrow(sum, to + i);
     }
   }
 }
 
 template <typename T, typename F, typename Flow>
 void backward(const Backward<T, F, Flow>& call, const Context& context) {
-  using Chunk = BackwardChunk<T, F, Flow>;
   check_plane(call.input.h, call.input.w);
-  const int64_t channels = call.input.c, images = call.grad.n;
+  const int64_t channels = call.input.c, images = call.grad.n, pixels = call.grad.h * call.grad.w;
   const int64_t panels = std::max<int64_t>(1, ceil_div(channels, kLanes<F>));
   // As many chunks of an image's panels as keep every thread busy.
   const int64_t threads = torch::stable::get_num_threads();
   const int64_t split = std::min(panels, images ? ceil_div(threads, images) : 1);
   const int64_t width = ceil_div(panels, split) * kLanes<F>;
   const int64_t chunks = std::max<int64_t>(1, ceil_div(channels, width));
-  const int64_t plane = Chunk::padded(call.grad.h * call.grad.w);
-  F* totals;
-  const Tensor held = context.scratch(images * chunks * 3 * plane, &totals);
+
+  // Summed in place if one chunk has all channels and no vector ends beyond the output.
+  constexpr bool kAlike = std::is_same_v<T, F> && std::is_same_v<Flow, F>;
+  const bool in_place = kAlike && chunks == 1 && pixels % kLanes<F> == 0;
+  const bool flow = call.d_flow.data, attention = call.d_attention.data;
+  const int64_t plane = ceil_div(pixels, kLanes<F>) * kLanes<F>,
+                step = (2 * flow + attention) * plane;
+  F* scratch = nullptr;
+  std::optional<Tensor> held;
+  if (!in_place) held = context.scratch(images * chunks * step, &scratch);
+  const auto totals = [&](int64_t k) {
+    F *u = scratch + k * step, *gate = u + 2 * flow * plane;
+    if (in_place) {
+      u = reinterpret_cast<F*>(call.d_flow.data) + 2 * k * pixels;
+      gate = reinterpret_cast<F*>(call.d_attention.data) + k * pixels;
+    }
+    return Totals<F>{flow ? u : nullptr, flow ? u + plane : nullptr, attention ? gate : nullptr};
+  };
   torch::stable::parallel_for(0, images * chunks, 1, [&](int64_t first, int64_t last) {
     for (int64_t k = first; k < last; ++k) {
       const int64_t begin = k % chunks * width;
-      Chunk(call, k / chunks, totals + k * 3 * plane)
+      BackwardChunk(call, k / chunks, totals(k))
           .run(begin, std::min(begin + width, channels), context);
     }
     stream_fence();
   });
-  for (int64_t n = 0; n < images; ++n) {
-    if (call.d_flow.data) {
-      write_total(totals, chunks, 3 * plane, n, 0, call.d_flow);
-      write_total(totals + plane, chunks, 3 * plane, n, 1, call.d_flow);
+  for (int64_t n = 0; n < images && !in_place; ++n) {
+    const Totals<F> first = totals(n * chunks);
+    if (flow) {
+      write_total(first.u, chunks, step, n, 0, call.d_flow);
+      write_total(first.v, chunks, step, n, 1, call.d_flow);
     }
-    if (call.d_attention.data) {
-      write_total(totals + 2 * plane, chunks, 3 * plane, n, 0, call.d_attention);
-    }
+    if (attention) write_total(first.attention, chunks, step, n, 0, call.d_attention);
   }
 }
 

@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "../common/cpu.h"
+#include "../common/cpu_sampling.h"
 #include "warp.h"
 
 namespace vsegops::warp {
@@ -48,9 +48,14 @@ struct Tile {
   F* flow_x;
   F* flow_y;
 
-  static size_t bytes(int64_t pixels) { return (pixels + 64) * (15 * sizeof(F) + 4) + 15 * 64; }
+  // (Entries past the last pixel, for vectors that end beyond it.)
+  static size_t bytes(int64_t pixels) {
+    return padded(pixels) * (15 * sizeof(F) + sizeof(int32_t)) + 15 * 64;
+  }
+  static int64_t padded(int64_t pixels) { return pixels + kLanes<F>; }
 
   Tile(Arena& arena, int64_t pixels, bool slopes) {
+    pixels = padded(pixels);
     offset = arena.take<int32_t>(pixels);
     top = arena.take<F>(2 * pixels);
     bottom = arena.take<F>(2 * pixels);
@@ -70,18 +75,21 @@ struct Tile {
   }
 };
 
-// Positions of the output's columns without flow.
+// Positions of the output's columns without flow, and kLanes unused ones.
 template <typename F>
 struct Columns {
   int32_t* index;
   F* fraction;
 
-  static size_t bytes(int64_t width) { return width * (sizeof(F) + 4) + 2 * 64; }
+  static size_t bytes(int64_t width) {
+    return (width + kLanes<F>)*(sizeof(F) + sizeof(int32_t)) + 2 * 64;
+  }
 
   Columns(Arena& arena, const Axis<F>& axis)
-      : index(arena.take<int32_t>(axis.output)), fraction(arena.take<F>(axis.output)) {
-    for (int32_t x = 0; x < axis.output; ++x) {
-      const Position<F> p = axis.base(x);
+      : index(arena.take<int32_t>(axis.output + kLanes<F>)),
+        fraction(arena.take<F>(axis.output + kLanes<F>)) {
+    for (int32_t x = 0; x < axis.output + kLanes<F>; ++x) {
+      const Position<F> p = x < axis.output ? axis.base(x) : Position<F>{};
       index[x] = p.index;
       fraction[x] = p.fraction;
     }
@@ -109,43 +117,36 @@ void read_pixels(const View<const T>& x, int64_t n, int64_t c, int64_t begin, in
   });
 }
 
-// The taps of `count` pixels of one row. A source of one column has its pairs along y instead, so
-// that a pair is always two neighbours in memory.
-template <bool Slopes, bool Nearest, Padding padding, typename F>
-void find_row_taps(Mapping<F> mapping, const Position<F> row, const int32_t* column_index,
+// The taps of `count` pixels of one row, and of some more up to a whole vector. A source of one
+// column has its pairs along y instead, so that a pair is always two neighbours in memory.
+template <bool Slopes, typename F>
+void find_row_taps(const Mapping<F>& mapping, const Position<F> row, const int32_t* column_index,
                    const F* column_fraction, int64_t count, int64_t first, const Tile<F>& t) {
-  mapping.nearest = Nearest;  // constants, so that the loop has no branches and becomes vectors
-  mapping.padding = padding;
+  using V = Vector<F>;
+  constexpr int n = kLanes<F>;
   const int32_t width = mapping.x.source;
   const bool column = width == 1;
   const F scale_u = mapping.x.scale, scale_v = mapping.y.scale;
-  const F* __restrict flow_x = t.flow_x + first;
-  const F* __restrict flow_y = t.flow_y + first;
-  int32_t* __restrict offset = t.offset + first;
-  F* __restrict top = t.top + 2 * first;
-  F* __restrict bottom = t.bottom + 2 * first;
-  F* __restrict weight_u0 = t.weight_u[0] + first, * __restrict weight_u1 = t.weight_u[1] + first;
-  F* __restrict weight_v0 = t.weight_v[0] + first, * __restrict weight_v1 = t.weight_v[1] + first;
-  F* __restrict slope_u0 = t.slope_u[0] + first, * __restrict slope_u1 = t.slope_u[1] + first;
-  F* __restrict slope_v0 = t.slope_v[0] + first, * __restrict slope_v1 = t.slope_v[1] + first;
-#pragma GCC ivdep
-  for (int64_t i = 0; i < count; ++i) {
-    const Taps<F> u = mapping.taps_x({column_index[i], column_fraction[i]}, flow_x[i]);
-    const Taps<F> v = mapping.taps_y(row, flow_y[i]);
-    offset[i] = v.low * width + u.low;
-    top[2 * i] = u.weight_low * v.weight_low;
-    top[2 * i + 1] = column ? u.weight_low * v.weight_high : u.weight_high * v.weight_low;
-    bottom[2 * i] = column ? u.weight_high * v.weight_low : u.weight_low * v.weight_high;
-    bottom[2 * i + 1] = u.weight_high * v.weight_high;
+  const Position<V> row_base = {index_t<V>{} + row.index, V{} + row.fraction};
+  for (int64_t i = 0; i < count; i += n) {
+    const int64_t at = first + i;
+    const Position<V> base = {load_index<F>(column_index + i), load(column_fraction + i)};
+    const Taps<V> u = mapping.taps_x(base, load(t.flow_x + at));
+    const Taps<V> v = mapping.taps_y(row_base, load(t.flow_y + at));
+    store_index(v.low * width + u.low, t.offset + at);
+    const V second = column ? u.weight_low * v.weight_high : u.weight_high * v.weight_low;
+    const V third = column ? u.weight_high * v.weight_low : u.weight_low * v.weight_high;
+    store_interleaved<F>(u.weight_low * v.weight_low, second, t.top + 2 * at);
+    store_interleaved<F>(third, u.weight_high * v.weight_high, t.bottom + 2 * at);
     if constexpr (Slopes) {
-      weight_u0[i] = u.weight_low;
-      weight_u1[i] = u.weight_high;
-      weight_v0[i] = v.weight_low;
-      weight_v1[i] = v.weight_high;
-      slope_u0[i] = scale_u * u.slope_low;
-      slope_u1[i] = scale_u * u.slope_high;
-      slope_v0[i] = scale_v * v.slope_low;
-      slope_v1[i] = scale_v * v.slope_high;
+      store(u.weight_low, t.weight_u[0] + at);
+      store(u.weight_high, t.weight_u[1] + at);
+      store(v.weight_low, t.weight_v[0] + at);
+      store(v.weight_high, t.weight_v[1] + at);
+      store(scale_u * u.slope_low, t.slope_u[0] + at);
+      store(scale_u * u.slope_high, t.slope_u[1] + at);
+      store(scale_v * v.slope_low, t.slope_v[0] + at);
+      store(scale_v * v.slope_high, t.slope_v[1] + at);
     }
   }
 }
@@ -162,13 +163,8 @@ void find_taps(const Mapping<F>& mapping, const View<const Flow>& flow,
   for_segments(flow.w, begin, end, [&](int64_t y, int64_t x, int64_t i, int64_t length) {
     const Position<F> row = mapping.y.base(static_cast<int32_t>(y));
     lift(tile.slope_u[0], [&](auto slopes) {
-      lift(mapping.nearest, [&](auto nearest) {
-        lift(mapping.padding == Padding::kBorder, [&](auto border) {
-          constexpr Padding padding = border() ? Padding::kBorder : Padding::kZeros;
-          find_row_taps<slopes(), nearest(), padding>(mapping, row, columns.index + x,
-                                                      columns.fraction + x, length, i, tile);
-        });
-      });
+      find_row_taps<slopes()>(mapping, row, columns.index + x, columns.fraction + x, length, i,
+                              tile);
     });
   });
   if (attention.data) {

@@ -25,7 +25,8 @@ struct Lifetimes {
   }
 };
 
-// The living part of a panel of the source, and of its gradient.
+// The living part of a panel of the source, and of its gradient, in rings of `capacity` pixels: a
+// power of two that is not below Lifetimes::longest.
 template <typename T, typename F>
 class Window {
  public:
@@ -35,9 +36,8 @@ class Window {
       : streamed_(streamed),
         source_(source),
         d_source_(d_source),
-        capacity_(capacity),
-        values_(memory),
-        gradients_(memory + (source.data ? capacity * kLanes<F> : 0)) {}
+        values_{memory, kLanes<F>, capacity - 1},
+        gradients_{memory + (source.data ? capacity * kLanes<F> : 0), kLanes<F>, capacity - 1} {}
 
   static int64_t elements(int64_t capacity, bool source, bool d_source) {
     return capacity * kLanes<F> * (source + d_source);
@@ -45,49 +45,51 @@ class Window {
 
   // Makes [low, high) living: earlier pixels are done, later ones begin.
   void advance(int64_t low, int64_t high) {
-    if (low >= high_) {
-      retire(high_);
+    retire(std::min(low, high_));
+    if (low > high_) {
       if (d_source_.data) store_zeros(high_, low, d_source_);
-      low_ = high_ = origin_ = low;
-    } else {
-      retire(low);
+      low_ = high_ = low;
     }
-    if (high - origin_ > capacity_) {
-      const int64_t bytes = (high_ - low_) * kLanes<F> * sizeof(F);
-      if (source_.data) std::memmove(values_, at(values_, low_), bytes);
-      if (d_source_.data) std::memmove(gradients_, at(gradients_, low_), bytes);
-      origin_ = low_;
-    }
-    if (high > high_) {
-      if (source_.data) load_panel(source_, high_, high, at(values_, high_));
-      if (d_source_.data) std::fill(at(gradients_, high_), at(gradients_, high), F(0));
-      high_ = high;
-    }
+    if (high <= high_) return;
+    for_runs(high_, high, [&](int64_t begin, int64_t end) {
+      if (source_.data) load_panel(source_, begin, end, values_.data + values_.at(begin));
+      if (d_source_.data) {
+        std::fill_n(gradients_.data + gradients_.at(begin), (end - begin) * kLanes<F>, F(0));
+      }
+    });
+    high_ = high;
   }
 
-  void finish(int64_t pixels) {
-    retire(high_);
-    if (d_source_.data) store_zeros(high_, pixels, d_source_);
-  }
+  void finish(int64_t pixels) { advance(pixels, pixels); }
 
-  // Where pixel 0 would stand.
-  Panel<const F> values() const { return {at(values_, 0), kLanes<F>}; }
-  Panel<F> gradients() const { return {at(gradients_, 0), kLanes<F>}; }
+  Panel<const F> values() const { return {values_.data, values_.stride, values_.mask}; }
+  Panel<F> gradients() const { return gradients_; }
 
  private:
   void retire(int64_t low) {
-    if (d_source_.data) store_panel(at(gradients_, low_), low_, low, d_source_, streamed_);
+    if (d_source_.data) {
+      for_runs(low_, low, [&](int64_t begin, int64_t end) {
+        store_panel<T, F>(gradients_.data + gradients_.at(begin), begin, end, d_source_, streamed_);
+      });
+    }
     low_ = low;
   }
-  F* at(F* base, int64_t pixel) const { return base + (pixel - origin_) * kLanes<F>; }
+
+  // Calls `run(begin, end)` for the parts of a range of pixels that are contiguous in the rings.
+  template <typename Run>
+  void for_runs(int64_t begin, int64_t end, const Run& run) const {
+    while (begin < end) {
+      const int64_t stop = std::min(end, (begin | values_.mask) + 1);
+      run(begin, stop);
+      begin = stop;
+    }
+  }
 
   const bool streamed_;
   const Image<const T> source_;
   const Image<T> d_source_;
-  const int64_t capacity_;
-  F* const values_;
-  F* const gradients_;
-  int64_t origin_ = 0, low_ = 0, high_ = 0;
+  const Panel<F> values_, gradients_;
+  int64_t low_ = 0, high_ = 0;
 };
 
 }  // namespace

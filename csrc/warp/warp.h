@@ -20,12 +20,20 @@ struct Mapping {
   bool nearest;
   Padding padding;
 
-  VSEGOPS_HD Taps<F> taps_x(Position<F> base, F flow) const { return taps(x, base, flow); }
-  VSEGOPS_HD Taps<F> taps_y(Position<F> base, F flow) const { return taps(y, base, flow); }
+  // V is F, or a vector of F.
+  template <typename V>
+  VSEGOPS_HD Taps<V> taps_x(Position<V> base, V flow) const {
+    return taps(x, base, flow);
+  }
+  template <typename V>
+  VSEGOPS_HD Taps<V> taps_y(Position<V> base, V flow) const {
+    return taps(y, base, flow);
+  }
 
  private:
-  VSEGOPS_HD Taps<F> taps(const Axis<F>& axis, Position<F> base, F flow) const {
-    const Position<F> p = axis.displaced(base, flow);
+  template <typename V>
+  VSEGOPS_HD Taps<V> taps(const Axis<F>& axis, Position<V> base, V flow) const {
+    const Position<V> p = axis.displaced(base, flow);
     return nearest ? nearest_taps(p, axis.source, padding) : bilinear_taps(p, axis.source, padding);
   }
 };
