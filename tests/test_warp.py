@@ -246,3 +246,25 @@ def test_pixels_beyond_2_31_elements(target: Target):
         assert output[0, :, 0].tolist() == [[0, 1.5], [0, 3.5]]
     finally:
         poison_allocations()
+
+
+# --- the operators themselves ------------------------------------------------------------------
+
+
+@pytest.mark.only("cpu", "cuda")
+def test_compiled_operators_check_what_they_are_given(target: Target):
+    """Without the public function's checks, too, nothing is read that is not there."""
+    options = (1.0, 1.0, False, True, "bilinear", "border")
+    make = Maker(device=target.device)
+    x, flow = make.features(2, 3, 8, 9), make.flow(2, 8, 9)
+    operators = torch.ops.vsegops
+    with pytest.raises(RuntimeError, match="flow: "):
+        operators.flow_warp(x, flow[:1], *options)
+    with pytest.raises(RuntimeError, match="correction: "):
+        operators.warp_correct(x, flow, x[..., 1:], None, *options)
+    with pytest.raises(RuntimeError, match="attention: "):
+        operators.warp_correct(x, flow, x, x, *options)
+    with pytest.raises(RuntimeError, match="grad: "):
+        operators.flow_warp_backward(x[:, :2], x, flow, *options, 3)
+    with pytest.raises(RuntimeError, match="dtype"):
+        operators.flow_warp_backward(x.half(), x, flow, *options, 3)

@@ -88,6 +88,15 @@ inline Tensor empty(const Tensor& like, std::initializer_list<int64_t> shape,
                               std::nullopt, like.device(), std::nullopt, layout);
 }
 
+// The Python functions check their arguments; this keeps whoever calls an operator itself from
+// having memory read that is not his.
+inline void check_shape(const char* name, const Tensor& x, std::initializer_list<int64_t> shape) {
+  bool fits = x.dim() == static_cast<int64_t>(shape.size());
+  int64_t dim = 0;
+  for (int64_t size : shape) fits = fits && x.size(dim++) == size;
+  STD_TORCH_CHECK(fits, name, ": its shape does not fit the other arguments'");
+}
+
 // What stands for a gradient that nobody wants.
 inline Tensor skipped(const Tensor& like) { return empty(like, {0}); }
 

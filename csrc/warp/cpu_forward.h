@@ -8,6 +8,7 @@ namespace vsegops::warp {
 namespace {
 
 constexpr int64_t kForwardTile = 16384;  // pixels: taps and source rows of a tile stay in L2
+constexpr int64_t kSparse = 4;  // so many source pixels for each of the tile are not worth widening
 
 // ---- Forward, contiguous: vectors over pixels. ----
 
@@ -56,6 +57,21 @@ void warp_plane(const F* source, int64_t row, const Tile<F>& tile, int64_t count
   }
 }
 
+// The same, tap by tap: for a source of another type than F of which the tile touches little, and
+// for one of a single pixel, which makes no pair.
+template <typename T, typename F>
+void warp_plane_sparsely(const T* source, const Steps& steps, const Tile<F>& tile, int64_t count,
+                         const T* correction, T* out) {
+  for (int64_t i = 0; i < count; ++i) {
+    const T* p = source + tile.offset[i];
+    const T* q = p + steps.row;
+    F value = tile.top[2 * i] * widen(p[0]) + tile.top[2 * i + 1] * widen(p[steps.pair]) +
+              tile.bottom[2 * i] * widen(q[0]) + tile.bottom[2 * i + 1] * widen(q[steps.pair]);
+    if (correction) value += tile.attention[i] * widen(correction[i]);
+    narrow(value, out + i);
+  }
+}
+
 template <typename T, typename F, typename Flow>
 void forward_planar_tile(const Forward<T, F, Flow>& call, int64_t n, int64_t begin, int64_t end,
                          const Tile<F>& tile, bool streamed) {
@@ -66,19 +82,27 @@ void forward_planar_tile(const Forward<T, F, Flow>& call, int64_t n, int64_t beg
   const int64_t at = n * call.out.c * out_plane + begin;
   T* out = call.out.data + at;
   const T* correction = call.correction.data ? call.correction.data + at : nullptr;
-  // What the tile touches of the source has to be widened first for half precision; a single
-  // pixel is copied as well, beside a zero, so that it makes a pair.
-  const bool copied = !std::is_same_v<T, F> || plane == 1;
+  // What the tile touches of the source has to be widened first for half precision.
+  const bool copied = !std::is_same_v<T, F>;
   int64_t first = 0, length = 0;
-  F* copy = nullptr;
   if (copied) {
     const auto [low, high] = std::minmax_element(tile.offset, tile.offset + count);
     first = *low;
     length = std::min<int64_t>(*high + steps.row + steps.pair + 1, plane) - first;
+  }
+  if (plane == 1 || (copied && length > kSparse * count)) {
+    for (int64_t c = 0; c < call.out.c; ++c) {
+      warp_plane_sparsely(source + c * plane, steps, tile, count,
+                          correction ? correction + c * out_plane : nullptr, out + c * out_plane);
+    }
+    return;
+  }
+  F* copy = nullptr;
+  if (copied) {
     for (int64_t i = 0; i < count; ++i) tile.offset[i] -= static_cast<int32_t>(first);
     for (int64_t i = count; i % kLanes<F> != 0; ++i) tile.offset[i] = 0;
     copy = thread_scratch<F, Tile<T>>(length + 2 * kLanes<F>);
-    std::fill_n(copy, length + 2 * kLanes<F>, F(0));
+    std::fill_n(copy + length, 2 * kLanes<F>, F(0));
   }
   const auto run = [&](auto with_correction, auto with_stream) {
     for (int64_t c = 0; c < call.out.c; ++c) {

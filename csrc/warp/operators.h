@@ -54,12 +54,27 @@ void dispatch(ScalarType features, ScalarType flow, const Run& run) {
   }
 }
 
+// `out`: the output or its gradient, where there is one.
+inline void check_shapes(const Tensor& input, const Tensor& flow,
+                         const std::optional<Tensor>& correction,
+                         const std::optional<Tensor>& attention, const Tensor* out) {
+  STD_TORCH_CHECK(input.dim() == 4, "input: expected [N, C, h, w]");
+  STD_TORCH_CHECK(flow.dim() == 4, "flow: expected [N, 2, H, W]");
+  const int64_t n = input.size(0), c = input.size(1), h = flow.size(2), w = flow.size(3);
+  check_shape("flow", flow, {n, 2, h, w});
+  if (correction) check_shape("correction", *correction, {n, c, h, w});
+  if (attention) check_shape("attention", *attention, {n, 1, h, w});
+  if (out) check_shape("grad", *out, {n, c, h, w});
+  for (const auto* x :
+       {correction ? &*correction : &input, attention ? &*attention : &input, out ? out : &input}) {
+    STD_TORCH_CHECK(x->scalar_type() == input.scalar_type(), "expected features of one dtype");
+  }
+}
+
 inline Tensor run_forward(const Tensor& input, const Tensor& flow,
                           const std::optional<Tensor>& correction,
                           const std::optional<Tensor>& attention, const Options& options) {
-  STD_TORCH_CHECK(
-      input.dim() == 4 && flow.dim() == 4 && flow.size(0) == input.size(0) && flow.size(1) == 2,
-      "flow: expected [N, 2, H, W] beside [N, C, h, w]");
+  check_shapes(input, flow, correction, attention, nullptr);
   const MemoryFormat layout = layout_of(input);
   const Tensor source = dense(input, layout);
   const Tensor added = correction ? dense(*correction, layout) : source;
@@ -88,6 +103,7 @@ inline std::tuple<Tensor, Tensor, Tensor, Tensor> run_backward(
     const Tensor& grad, const Tensor& input, const Tensor& flow,
     const std::optional<Tensor>& correction, const std::optional<Tensor>& attention,
     const Options& options, int64_t wanted) {
+  check_shapes(input, flow, correction, attention, &grad);
   const MemoryFormat layout = layout_of(input);
   const Tensor incoming = dense(grad, layout);
   const Tensor source = dense(input, layout);

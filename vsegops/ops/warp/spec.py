@@ -95,6 +95,7 @@ _CALLS: tuple[tuple[str, tuple[Any, ...], dict[str, Any]], ...] = (
     ("resize", (2, 16, (7, 9), (14, 18)), {"scale": "semantic", "padding_mode": "zeros"}),
     ("odd resize", (1, 4, (8, 12), (13, 31)), {"scale": "semantic", "align_corners": False}),
     ("shrink", (1, 6, (21, 40), (10, 13)), {"scale": (1.5, 0.5), "padding_mode": "border"}),
+    ("thumbnail", (1, 3, (64, 51), (5, 6)), {"align_corners": False}),
     ("half pixel", (1, 4, (11, 14), (11, 14)), {"align_corners": False}),
     ("nearest", (2, 5, (12, 15), (12, 15)), {"mode": "nearest", "padding_mode": "zeros"}),
     ("nearest border", (1, 20, (12, 15), (9, 20)), {"mode": "nearest", "padding_mode": "border"}),
