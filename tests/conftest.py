@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
+# Several processes share the processors: threads that wait for each other have to give way. (Read
+# when torch is imported.)
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 from collections.abc import Iterator
 from typing import Any
 
