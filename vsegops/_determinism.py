@@ -5,6 +5,12 @@ from __future__ import annotations
 import warnings
 
 import torch
+from torch import Tensor
+
+
+def runs_cuda_kernels(namespace: str, tensor: Tensor) -> bool:
+    """Whether a namespace's operators run our CUDA kernels on `tensor`: in the tests also a CPU."""
+    return tensor.is_cuda if namespace == "vsegops" else namespace == "vsegops_host"
 
 
 def nondeterministic(operator: str) -> None:

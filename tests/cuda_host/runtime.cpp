@@ -1,0 +1,558 @@
+// Runs a grid on one system thread: blocks one after another, the threads of a block as fibers,
+// which change places where they wait for each other. The order of both is drawn from a seed.
+#include "runtime.h"
+
+#include <dlfcn.h>
+#include <link.h>
+#include <pthread.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <mutex>
+#include <random>
+#include <stdexcept>
+#include <vector>
+
+#include "shim.h"
+#if defined(CUDA_HOST_ASAN)
+#include <sanitizer/asan_interface.h>
+#endif
+
+uint3 threadIdx, blockIdx;
+dim3 blockDim, gridDim;
+
+extern "C" void* __tls_get_addr(void*);
+
+// ---- A context: registers and a stack. ----
+
+#if defined(__x86_64__) && !defined(CUDA_HOST_UCONTEXT)
+namespace cuda_host {
+namespace {
+using Context = void*;  // the stack pointer; what a function has to keep is on the stack
+}
+extern "C" void cuda_host_switch(Context* from, Context to);
+asm(R"(
+.text
+.hidden cuda_host_switch
+.type cuda_host_switch, @function
+cuda_host_switch:
+  push %rbp
+  push %rbx
+  push %r12
+  push %r13
+  push %r14
+  push %r15
+  mov %rsp, (%rdi)
+  mov %rsi, %rsp
+  pop %r15
+  pop %r14
+  pop %r13
+  pop %r12
+  pop %rbx
+  pop %rbp
+  ret
+.size cuda_host_switch, .-cuda_host_switch
+)");
+namespace {
+void switch_context(Context& from, const Context& to) { cuda_host_switch(&from, to); }
+
+void prepare(Context& context, char* stack, size_t size, void (*entry)()) {
+  void** top = reinterpret_cast<void**>(stack + size);
+  *--top = nullptr;  // the entry's return address: a debugger's backtrace ends here
+  *--top = reinterpret_cast<void*>(entry);
+  context = top - 6;
+  std::fill(top - 6, top, nullptr);
+}
+}  // namespace
+}  // namespace cuda_host
+#else
+#include <ucontext.h>
+namespace cuda_host {
+namespace {
+using Context = ucontext_t;
+
+void switch_context(Context& from, const Context& to) { swapcontext(&from, &to); }
+
+void prepare(Context& context, char* stack, size_t size, void (*entry)()) {
+  getcontext(&context);
+  context.uc_stack.ss_sp = stack;
+  context.uc_stack.ss_size = size;
+  context.uc_link = nullptr;
+  makecontext(&context, entry, 0);
+}
+}  // namespace
+}  // namespace cuda_host
+#endif
+
+namespace cuda_host {
+namespace {
+
+constexpr size_t kStack = 256 << 10;
+constexpr int kMostThreads = 1024, kLanes = 32;
+constexpr size_t kMostShared = 227 << 10;
+
+struct Copy {
+  void* to;
+  const void* from;
+  size_t bytes, zeros;
+  const void* pc;
+};
+
+struct Fiber {
+  Context context;
+  char* stack = nullptr;
+  uint3 index;
+  bool returned;
+  const char* waits;  // in which function, and where; null: nowhere
+  Site site;
+  std::vector<std::vector<Copy>> copies;  // under way, in groups; the last is not committed
+};
+
+// Lanes of a warp that wait for each other.
+struct Meeting {
+  const char* what;
+  Site site;
+  uint32_t mask, arrived = 0;
+  void* lanes[kLanes];
+  void (*complete)(uint32_t, void* const*);
+};
+
+struct Failure {
+  std::string message;
+  const void* pc;
+};
+
+// What tests set.
+struct {
+  bool tolerates_returned = false;  // threads that have returned are not waited for, as on a GPU
+  double seconds = 60;              // of processor time that a launch may take
+} options;
+std::mt19937 random_order(1);
+
+std::mutex one_launch;  // everything below belongs to the launch that holds it
+pthread_t launcher;
+Fiber fibers[kMostThreads];
+Fiber* current = nullptr;
+int threads, running;  // of the block; those that have not returned
+std::vector<int> ready;
+Meeting meetings[kMostThreads / kLanes][kLanes];
+uint32_t gone[kMostThreads / kLanes];  // lanes that have returned or never were
+struct {
+  int arrived, count, result;
+} barrier;
+Context host;
+void (*kernel_body)(const void*);
+const void* kernel_closure;
+void* dynamic_memory;
+Failure* failure;
+volatile sig_atomic_t expired;
+
+int rank_of(const Fiber& fiber) { return static_cast<int>(&fiber - fibers); }
+bool same(Site a, Site b) { return a.line == b.line && std::strcmp(a.file, b.file) == 0; }
+
+std::string triple(unsigned x, unsigned y, unsigned z) {
+  return "(" + std::to_string(x) + ", " + std::to_string(y) + ", " + std::to_string(z) + ")";
+}
+std::string described(const char* what, Site site) {
+  return std::string(what) + " at " + site.file + ":" + std::to_string(site.line);
+}
+
+// ---- Scheduling ----
+
+void pause() { switch_context(current->context, host); }
+
+void wait_in(const char* what, Site site) {  // from the next pause on, until released
+  current->waits = what;
+  current->site = site;
+}
+
+void release(int rank) {
+  fibers[rank].waits = nullptr;
+  ready.push_back(rank);
+}
+
+void release_block_if_complete() {
+  const int awaited = options.tolerates_returned ? running : threads;
+  if (barrier.arrived == 0 || barrier.arrived < awaited) return;
+  barrier.result = barrier.count;
+  barrier.arrived = barrier.count = 0;
+  check_block_barrier();
+  for (int i = 0; i < threads; ++i) {
+    if (!fibers[i].returned) release(i);
+  }
+}
+
+void release_warp_if_complete(int warp, Meeting& meeting) {
+  const uint32_t awaited = meeting.mask & ~(options.tolerates_returned ? gone[warp] : 0);
+  if (meeting.arrived == 0 || meeting.arrived != awaited) return;
+  if (meeting.complete) meeting.complete(meeting.arrived, meeting.lanes);
+  if (std::strcmp(meeting.what, "__syncwarp") == 0) check_warp_barrier(warp, meeting.arrived);
+  for (int i = 0; i < kLanes; ++i) {
+    if (meeting.arrived >> i & 1) release(warp * kLanes + i);
+  }
+  meeting.arrived = 0;
+}
+
+void fiber_entry() {
+  kernel_body(kernel_closure);
+  current->returned = true;
+  --running;
+  const int rank = rank_of(*current), warp = rank / kLanes;
+  gone[warp] |= 1u << rank % kLanes;
+  for (Meeting& meeting : meetings[warp]) release_warp_if_complete(warp, meeting);
+  release_block_if_complete();
+  pause();
+}
+
+// Who waits where, in words, when nobody can go on.
+std::string stuck() {
+  std::map<std::string, int> groups;
+  for (int i = 0; i < threads; ++i) {
+    const Fiber& f = fibers[i];
+    ++groups[f.returned ? "returned" : "wait in " + described(f.waits, f.site)];
+  }
+  std::string text = "divergent barrier: of " + std::to_string(threads) + " threads";
+  const char* comma = " ";
+  for (const auto& [what, count] : groups) {
+    text += comma + std::to_string(count) + " " + (what == "returned" ? "have " : "") + what;
+    comma = ", ";
+  }
+  return text;
+}
+
+// Ends the launch from the system thread's own stack: fibers are dropped where they stand.
+[[noreturn]] void raise_failure(const void* kernel, bool in_block) {
+  const Failure failed = *failure;
+  std::string text = failed.message;
+  if (failed.pc) text += " at " + source_line(failed.pc);
+  text += "; block " + triple(blockIdx.x, blockIdx.y, blockIdx.z);
+  if (in_block) text += ", " + thread_name(rank());
+  current = nullptr;
+  delete failure;
+  failure = nullptr;
+#if defined(CUDA_HOST_ASAN)
+  for (Fiber& f : fibers) {
+    if (f.stack) ASAN_UNPOISON_MEMORY_REGION(f.stack, kStack);
+  }
+#endif
+  throw std::runtime_error(text);
+}
+
+char* new_stack() {
+  void* memory = mmap(nullptr, kStack, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_STACK, -1, 0);
+  if (memory == MAP_FAILED) throw std::runtime_error("no memory for the stack of a thread");
+  mprotect(memory, 4096, PROT_NONE);  // an overflow ends the process
+  return static_cast<char*>(memory);
+}
+
+void run_block(const void* kernel) {
+  running = threads;
+  barrier = {};
+  ready.clear();
+  for (auto& warp : meetings) {
+    for (Meeting& meeting : warp) meeting.arrived = 0;
+  }
+  for (int i = 0; i < threads; ++i) {
+    Fiber& f = fibers[i];
+    if (!f.stack) f.stack = new_stack();
+    prepare(f.context, f.stack, kStack, fiber_entry);
+    const unsigned x = blockDim.x, y = blockDim.y;
+    f.index = {i % x, i / x % y, i / x / y};
+    f.returned = false;
+    f.waits = nullptr;
+    f.copies.assign(1, {});
+    ready.push_back(i);
+  }
+  for (int warp = 0; warp * kLanes < threads; ++warp) {
+    const int lanes = std::min(threads - warp * kLanes, kLanes);
+    gone[warp] = lanes == kLanes ? 0 : ~0u << lanes;
+  }
+#if !defined(CUDA_HOST_ASAN)
+  const Range shared = static_shared();
+  std::memset(reinterpret_cast<void*>(shared.begin), 0xFF, shared.end - shared.begin);
+#endif
+  check_block();
+  std::vector<int> turn;
+  while (running > 0) {
+    if (ready.empty()) failure = new Failure{stuck(), nullptr};
+    if (expired && !failure) failure = new Failure{"no end in sight", nullptr};
+    if (failure) raise_failure(kernel, false);
+    turn.swap(ready);
+    ready.clear();
+    std::shuffle(turn.begin(), turn.end(), random_order);
+    for (int i : turn) {
+      current = &fibers[i];
+      threadIdx = current->index;
+      switch_context(host, current->context);
+      if (failure) raise_failure(kernel, true);
+    }
+    current = nullptr;
+  }
+}
+
+// Ends a launch that takes too long: a signal comes when the thread has had its processor time.
+class Watchdog {
+ public:
+  Watchdog() {
+    expired = 0;
+    struct sigaction action = {};
+    action.sa_sigaction = on_signal;
+    action.sa_flags = SA_SIGINFO | SA_NODEFER | SA_RESTART;
+    sigaction(SIGVTALRM, &action, &before_);
+    sigevent event = {};
+    event.sigev_notify = SIGEV_THREAD_ID;
+    event.sigev_signo = SIGVTALRM;
+    event._sigev_un._tid = static_cast<int>(syscall(SYS_gettid));
+    timer_create(CLOCK_THREAD_CPUTIME_ID, &event, &timer_);
+    itimerspec when = {};
+    when.it_value.tv_sec = static_cast<time_t>(options.seconds);
+    when.it_value.tv_nsec = static_cast<long>((options.seconds - when.it_value.tv_sec) * 1e9);
+    timer_settime(timer_, 0, &when, nullptr);
+  }
+  ~Watchdog() {
+    timer_delete(timer_);
+    sigaction(SIGVTALRM, &before_, nullptr);
+  }
+
+ private:
+  static void on_signal(int, siginfo_t*, void* context) {
+    expired = 1;
+    if (!current || failure) return;  // the scheduler will see it
+#if defined(__x86_64__)
+    const auto pc = static_cast<ucontext_t*>(context)->uc_mcontext.gregs[REG_RIP];
+    fault("no end in sight", reinterpret_cast<void*>(pc + 1));
+#else
+    fault("no end in sight");
+#endif
+  }
+
+  timer_t timer_;
+  struct sigaction before_;
+};
+
+int find_tls(dl_phdr_info* info, size_t, void* result) {
+  const auto self = reinterpret_cast<uintptr_t>(module_base());
+  if (info->dlpi_addr != self) return 0;
+  for (int i = 0; i < info->dlpi_phnum; ++i) {
+    if (info->dlpi_phdr[i].p_type != PT_TLS) continue;
+    struct {
+      unsigned long module, offset;
+    } index = {info->dlpi_tls_modid, 0};
+    const auto begin = reinterpret_cast<uintptr_t>(__tls_get_addr(&index));
+    *static_cast<Range*>(result) = {begin, begin + info->dlpi_phdr[i].p_memsz};
+  }
+  return 1;
+}
+
+}  // namespace
+
+void launch(dim3 grid, dim3 block, size_t shared_bytes, const void* kernel,
+            void (*body)(const void*), const void* closure) {
+  const uint64_t size = uint64_t(block.x) * block.y * block.z;
+  const bool fits = size > 0 && size <= kMostThreads && block.z <= 64 && grid.x > 0 &&
+                    grid.x < 1u << 31 && grid.y > 0 && grid.y < 1 << 16 && grid.z > 0 &&
+                    grid.z < 1 << 16 && shared_bytes <= kMostShared;
+  if (!fits) {
+    throw std::runtime_error("invalid configuration of a launch: grid " +
+                             triple(grid.x, grid.y, grid.z) + ", block " +
+                             triple(block.x, block.y, block.z) + ", " +
+                             std::to_string(shared_bytes) + " bytes of dynamic shared memory");
+  }
+  const std::lock_guard<std::mutex> guard(one_launch);
+  launcher = pthread_self();
+  gridDim = grid;
+  blockDim = block;
+  kernel_body = body;
+  kernel_closure = closure;
+  threads = static_cast<int>(size);
+  std::vector<char> memory(shared_bytes);
+  dynamic_memory = memory.data();
+  check_launch(threads, dynamic_memory, shared_bytes);
+  const Watchdog watchdog;
+  std::vector<uint32_t> order(grid.x * grid.y * grid.z);
+  for (uint32_t i = 0; i < order.size(); ++i) order[i] = i;
+  std::shuffle(order.begin(), order.end(), random_order);
+  for (const uint32_t i : order) {
+    blockIdx = {i % grid.x, i / grid.x % grid.y, i / grid.x / grid.y};
+    std::fill(memory.begin(), memory.end(), '\xFF');
+    run_block(kernel);
+  }
+}
+
+void* dynamic_shared() { return dynamic_memory; }
+
+int meet_block(const char* what, Site site, bool predicate) {
+  for (int i = 0; i < threads && barrier.arrived > 0; ++i) {
+    const Fiber& other = fibers[i];
+    if (other.waits && std::strncmp(other.waits, "__syncthreads", 13) == 0) {
+      if (same(other.site, site)) break;
+      fault("divergent barrier: " + described(what, site) + ", while others wait in " +
+            described(other.waits, other.site));
+    }
+  }
+  ++barrier.arrived;
+  barrier.count += predicate;
+  wait_in(what, site);
+  release_block_if_complete();
+  pause();
+  return barrier.result;
+}
+
+void meet_warp(const char* what, Site site, uint32_t mask, void* brought,
+               void (*complete)(uint32_t, void* const*)) {
+  const int warp = rank() / kLanes, me = lane();
+  if (!(mask >> me & 1)) fault(described(what, site) + ": the mask lacks the lane that calls");
+  if (mask & gone[warp] && !options.tolerates_returned) {
+    fault(described(what, site) +
+          ": divergent barrier: the mask names lanes that have returned or never were");
+  }
+  Meeting* place = nullptr;
+  for (Meeting& m : meetings[warp]) {
+    if (m.arrived == 0) {
+      if (!place) place = &m;
+    } else if (m.mask == mask && same(m.site, site) && std::strcmp(m.what, what) == 0) {
+      place = &m;
+      break;
+    }
+  }
+  if (place->arrived == 0) *place = {what, site, mask, 0, {}, complete};
+  place->arrived |= 1u << me;
+  place->lanes[me] = brought;
+  wait_in(what, site);
+  release_warp_if_complete(warp, *place);
+  pause();
+}
+
+void fault(const std::string& message, const void* pc) {
+  if (!current) throw std::runtime_error(message);
+  failure = new Failure{message, pc};
+  pause();  // for good
+  std::abort();
+}
+
+int rank() { return rank_of(*current); }
+int lane() { return rank() % kLanes; }
+bool in_kernel() { return current && pthread_equal(launcher, pthread_self()); }
+bool in_own_stack(uintptr_t at) {
+  return at - reinterpret_cast<uintptr_t>(current->stack) < kStack;
+}
+
+std::string thread_name(uint32_t rank) {
+  const unsigned x = blockDim.x, y = blockDim.y;
+  return "thread " + triple(rank % x, rank / x % y, rank / x / y);
+}
+
+const void* module_base() {
+  static const void* base = [] {
+    Dl_info info;
+    dladdr(reinterpret_cast<void*>(&launch), &info);
+    return info.dli_fbase;
+  }();
+  return base;
+}
+
+Range static_shared() {
+  Range range = {0, 0};
+  dl_iterate_phdr(find_tls, &range);
+  return range;
+}
+
+std::string source_line(const void* pc) {
+  Dl_info info;
+  dladdr(reinterpret_cast<void*>(&launch), &info);
+  char command[4096];
+  std::snprintf(command, sizeof(command), "env -u LD_PRELOAD addr2line -i -s -e '%s' %#zx",
+                info.dli_fname,
+                static_cast<size_t>(static_cast<const char*>(pc) - 1 -
+                                    static_cast<const char*>(info.dli_fbase)));
+  std::string lines;
+  FILE* pipe = popen(command, "r");
+  for (char line[1024]; pipe && std::fgets(line, sizeof(line), pipe);) {
+    line[std::strcspn(line, " \n")] = '\0';
+    if (std::strncmp(line, "shim.h:", 7) == 0) continue;
+    lines += (lines.empty() ? "" : ", called at ") + std::string(line);
+  }
+  if (pipe) pclose(pipe);
+  return lines;
+}
+
+// ---- Exchanges ----
+
+unsigned ballot(const char* what, Site site, unsigned mask, bool predicate) {
+  struct Vote {
+    bool mine;
+    unsigned all;
+  } vote = {predicate, 0};
+  meet_warp(what, site, mask, &vote, [](uint32_t present, void* const* lanes) {
+    unsigned all = 0;
+    for (int i = 0; i < kLanes; ++i) {
+      if (present >> i & 1) all |= unsigned(static_cast<Vote*>(lanes[i])->mine) << i;
+    }
+    for (int i = 0; i < kLanes; ++i) {
+      if (present >> i & 1) static_cast<Vote*>(lanes[i])->all = all;
+    }
+  });
+  return vote.all;
+}
+
+void shuffle(const char* what, Site site, unsigned mask, void* value, size_t size, int from) {
+  struct Exchange {
+    void* value;
+    size_t size;
+    int from;
+    char received[16];
+  } exchange = {value, size, from, {}};
+  if (!(mask >> from & 1)) {
+    fault(described(what, site) + ": lane " + std::to_string(from) +
+          ", whose value is asked for, is not in the mask");
+  }
+  meet_warp(what, site, mask, &exchange, [](uint32_t present, void* const* lanes) {
+    for (int i = 0; i < kLanes; ++i) {
+      if (!(present >> i & 1)) continue;
+      Exchange* to = static_cast<Exchange*>(lanes[i]);
+      if (present >> to->from & 1) {
+        std::memcpy(to->received, static_cast<Exchange*>(lanes[to->from])->value, to->size);
+      }
+    }
+  });
+  std::memcpy(value, exchange.received, size);
+}
+
+}  // namespace cuda_host
+
+void __syncwarp(unsigned mask, const char* file, int line) {
+  cuda_host::meet_warp("__syncwarp", {file, line}, mask, nullptr, nullptr);
+}
+
+// ---- Of CUDA's library, what csrc/common calls. ----
+
+extern "C" {
+
+cudaError_t cudaMemsetAsync(void* data, int value, size_t bytes, cudaStream_t) {
+  std::memset(data, value, bytes);
+  return cudaSuccess;
+}
+const char* cudaGetErrorString(cudaError_t) { return "an error"; }
+
+// ---- For the tests ----
+
+__attribute__((visibility("default"))) void cuda_host_seed(unsigned seed) {
+  const std::lock_guard<std::mutex> guard(cuda_host::one_launch);
+  cuda_host::random_order.seed(seed);
+}
+__attribute__((visibility("default"))) void cuda_host_tolerate_returned(bool tolerate) {
+  cuda_host::options.tolerates_returned = tolerate;
+}
+__attribute__((visibility("default"))) void cuda_host_limit(double seconds) {
+  cuda_host::options.seconds = seconds;
+}
+}

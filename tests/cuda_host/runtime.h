@@ -1,0 +1,79 @@
+// Between the header that kernels see (shim.h), the scheduler (runtime.cpp) and the checker of
+// memory accesses (checker.cpp).
+#pragma once
+
+#include <vector_types.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+namespace cuda_host {
+
+// Where a barrier stands in the source. Threads that meet have to meet at the same one.
+struct Site {
+  const char* file;
+  int line;
+};
+
+// ---- runtime.cpp ----
+
+// Runs `body(closure)` once for every thread of the grid.
+void launch(dim3 grid, dim3 block, size_t shared_bytes, const void* kernel,
+            void (*body)(const void*), const void* closure);
+
+// The dynamic shared memory of the block.
+void* dynamic_shared();
+
+// Waits until all threads of the block are here; how many of them came with a true predicate.
+int meet_block(const char* what, Site site, bool predicate);
+
+// Waits until all lanes of the mask are here. The last of them calls `complete`, which finds what
+// each lane has brought (null for lanes that are not in the mask), and may write results into it.
+void meet_warp(const char* what, Site site, uint32_t mask, void* brought,
+               void (*complete)(uint32_t mask, void* const* lanes));
+
+// Ends the launch with an error: the operator call raises it. `pc`: an address in the kernel that
+// is named by file and line, or null.
+[[noreturn]] void fault(const std::string& message, const void* pc = nullptr);
+
+int lane();
+std::string source_line(const void* pc);  // file:line, and where that was inlined
+std::string thread_name(uint32_t rank);   // "thread (3, 0, 0)"
+bool in_own_stack(uintptr_t at);          // of the running thread
+bool in_kernel();                         // the caller is a thread of a kernel
+int rank();                               // of the running thread in its block
+const void* module_base();                // of this library
+struct Range {
+  uintptr_t begin, end;
+};
+Range static_shared();  // where static shared memory stands
+
+// Asynchronous copies of the running thread: they are made when it waits for them.
+void copy_async(void* shared, const void* global, size_t bytes, size_t zeros, const void* pc);
+void commit_copies();
+void wait_copies(size_t most_pending);
+
+// ---- checker.cpp; without it these do nothing. ----
+
+enum class Access : uint8_t { kRead, kWrite, kAtomic };
+
+#if defined(CUDA_HOST_CHECKED)
+void check(const void* at, size_t size, Access access, const void* pc);
+void check_launch(int threads, const void* dynamic, size_t dynamic_bytes);
+void check_block();          // a block begins
+void check_block_barrier();  // all threads of the block have met
+void check_warp_barrier(int warp, uint32_t lanes);
+void forget_writes(const void* at, size_t size);  // as if nobody had written to shared memory
+void may_touch(const void* data, size_t bytes, size_t element, bool writes);
+void call_ends();
+#else
+inline void check(const void*, size_t, Access, const void*) {}
+inline void check_launch(int, const void*, size_t) {}
+inline void check_block() {}
+inline void check_block_barrier() {}
+inline void check_warp_barrier(int, uint32_t) {}
+inline void forget_writes(const void*, size_t) {}
+#endif
+
+}  // namespace cuda_host

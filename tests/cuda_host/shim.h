@@ -1,0 +1,184 @@
+// What a CUDA source sees when a C++ compiler builds it; included before everything else.
+//
+// CUDA's own headers supply types, half precision and vectors. Here is what they leave to nvcc:
+// the words of the language, thread indices, barriers, warp exchanges, atomics, launches. The
+// threads of a block take turns on one system thread, so nothing here has to be atomic or locked.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <type_traits>
+
+#include "runtime.h"
+
+// ---- Words ----
+
+#undef __launch_bounds__
+#define __launch_bounds__(...)
+// Thread-local memory stands in one place, which is filled before each block; AddressSanitizer
+// guards static memory alone.
+#undef __shared__
+#if defined(CUDA_HOST_ASAN)
+#define __shared__ static
+#else
+#define __shared__ thread_local
+#endif
+
+#define CUDA_HOST_SITE const char *file = __builtin_FILE(), int line = __builtin_LINE()
+// For functions that touch memory on a kernel's behalf and report it themselves.
+#define CUDA_HOST_UNCHECKED __attribute__((no_sanitize("thread")))
+
+extern uint3 threadIdx, blockIdx;
+extern dim3 blockDim, gridDim;
+constexpr int warpSize = 32;
+
+// ---- Barriers, votes, exchanges ----
+
+inline void __syncthreads(CUDA_HOST_SITE) {
+  cuda_host::meet_block("__syncthreads", {file, line}, false);
+}
+inline int __syncthreads_count(int predicate, CUDA_HOST_SITE) {
+  return cuda_host::meet_block("__syncthreads_count", {file, line}, predicate);
+}
+inline int __syncthreads_or(int predicate, CUDA_HOST_SITE) {
+  return cuda_host::meet_block("__syncthreads_or", {file, line}, predicate) > 0;
+}
+inline int __syncthreads_and(int predicate, CUDA_HOST_SITE) {
+  return cuda_host::meet_block("__syncthreads_and", {file, line}, !predicate) == 0;
+}
+void __syncwarp(unsigned mask = 0xffffffff, CUDA_HOST_SITE);
+inline void __threadfence() {}
+inline void __threadfence_block() {}
+
+namespace cuda_host {
+unsigned ballot(const char* what, Site site, unsigned mask, bool predicate);
+// Replaces a value by that of lane `from`, or leaves it alone.
+void shuffle(const char* what, Site site, unsigned mask, void* value, size_t size, int from);
+
+// The lane that `from(lane in its segment)` names, or this one where that is outside [first, last].
+template <typename T, typename From>
+T shuffled(const char* what, Site site, unsigned mask, T value, int width, const From& from) {
+  const int start = lane() & ~(width - 1), source = from(lane() - start);
+  const bool inside = source >= 0 && source < width;
+  shuffle(what, site, mask, &value, sizeof(T), inside ? start + source : lane());
+  return value;
+}
+}  // namespace cuda_host
+
+inline unsigned __ballot_sync(unsigned mask, int predicate, CUDA_HOST_SITE) {
+  return cuda_host::ballot("__ballot_sync", {file, line}, mask, predicate);
+}
+inline int __any_sync(unsigned mask, int predicate, CUDA_HOST_SITE) {
+  return cuda_host::ballot("__any_sync", {file, line}, mask, predicate) != 0;
+}
+inline int __all_sync(unsigned mask, int predicate, CUDA_HOST_SITE) {
+  return cuda_host::ballot("__all_sync", {file, line}, mask, predicate) == mask;
+}
+template <typename T>
+T __shfl_sync(unsigned mask, T value, int from, int width = 32, CUDA_HOST_SITE) {
+  return cuda_host::shuffled("__shfl_sync", {file, line}, mask, value, width,
+                             [=](int) { return from & (width - 1); });
+}
+template <typename T>
+T __shfl_up_sync(unsigned mask, T value, unsigned by, int width = 32, CUDA_HOST_SITE) {
+  return cuda_host::shuffled("__shfl_up_sync", {file, line}, mask, value, width,
+                             [=](int lane) { return lane - static_cast<int>(by); });
+}
+template <typename T>
+T __shfl_down_sync(unsigned mask, T value, unsigned by, int width = 32, CUDA_HOST_SITE) {
+  return cuda_host::shuffled("__shfl_down_sync", {file, line}, mask, value, width,
+                             [=](int lane) { return lane + static_cast<int>(by); });
+}
+template <typename T>
+T __shfl_xor_sync(unsigned mask, T value, int by, int width = 32, CUDA_HOST_SITE) {
+  return cuda_host::shuffled("__shfl_xor_sync", {file, line}, mask, value, width,
+                             [=](int lane) { return lane ^ by; });
+}
+
+// ---- Memory ----
+
+template <typename T>
+T __ldg(const T* p) {
+  return *p;
+}
+
+namespace cuda_host {
+// *p = change(*p); the value before.
+template <typename T, typename Change>
+CUDA_HOST_UNCHECKED T atomic(T* p, const Change& change) {
+  check(p, sizeof(T), Access::kAtomic, __builtin_return_address(0));
+  const T before = *p;
+  *p = change(before);
+  return before;
+}
+}  // namespace cuda_host
+
+#define CUDA_HOST_ATOMIC(name, expression)                                 \
+  template <typename T>                                                    \
+  T name(T* p, std::type_identity_t<T> value) {                            \
+    return cuda_host::atomic(p, [=](T old) -> T { return (expression); }); \
+  }
+CUDA_HOST_ATOMIC(atomicAdd, old + value)
+CUDA_HOST_ATOMIC(atomicSub, old - value)
+CUDA_HOST_ATOMIC(atomicMin, value < old ? value : old)
+CUDA_HOST_ATOMIC(atomicMax, value > old ? value : old)
+CUDA_HOST_ATOMIC(atomicAnd, old& value)
+CUDA_HOST_ATOMIC(atomicOr, old | value)
+CUDA_HOST_ATOMIC(atomicXor, old ^ value)
+CUDA_HOST_ATOMIC(atomicExch, (static_cast<void>(old), value))
+#undef CUDA_HOST_ATOMIC
+inline float2 atomicAdd(float2* p, float2 v) {
+  return cuda_host::atomic(p, [=](float2 old) { return float2{old.x + v.x, old.y + v.y}; });
+}
+inline float4 atomicAdd(float4* p, float4 v) {
+  return cuda_host::atomic(
+      p, [=](float4 old) { return float4{old.x + v.x, old.y + v.y, old.z + v.z, old.w + v.w}; });
+}
+template <typename T>
+T atomicCAS(T* p, std::type_identity_t<T> expected, std::type_identity_t<T> value) {
+  return cuda_host::atomic(p, [=](T old) { return old == expected ? value : old; });
+}
+
+// ---- Arithmetic ----
+
+template <typename A, typename B>
+constexpr std::common_type_t<A, B> min(A a, B b) {
+  if constexpr (std::is_floating_point_v<std::common_type_t<A, B>>) return std::fmin(a, b);
+  return b < a ? b : a;
+}
+template <typename A, typename B>
+constexpr std::common_type_t<A, B> max(A a, B b) {
+  if constexpr (std::is_floating_point_v<std::common_type_t<A, B>>) return std::fmax(a, b);
+  return a < b ? b : a;
+}
+inline float __expf(float x) { return std::exp(x); }
+inline float __logf(float x) { return std::log(x); }
+inline float __fdividef(float a, float b) { return a / b; }
+inline float __frcp_rn(float x) { return 1 / x; }
+inline float __saturatef(float x) { return std::fmin(std::fmax(x, 0.f), 1.f); }
+inline float rsqrtf(float x) { return 1 / std::sqrt(x); }
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
+inline int __ffs(int x) { return __builtin_ffs(x); }
+inline int __clz(int x) { return x ? __builtin_clz(x) : 32; }
+
+// ---- What csrc/common/cuda.h has for nvcc. ----
+
+namespace vsegops {
+
+template <typename... P>
+void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, void*,
+            const std::type_identity_t<P>&... args) {
+  const auto run = [&]() CUDA_HOST_UNCHECKED { kernel(args...); };
+  using Run = decltype(run);
+  cuda_host::launch(
+      grid, block, shared_bytes, reinterpret_cast<const void*>(kernel),
+      [](const void* closure) { (*static_cast<Run*>(closure))(); }, &run);
+}
+
+}  // namespace vsegops
