@@ -43,7 +43,7 @@ _FLAGS = [
     "-Wall",
     "-Wno-unknown-pragmas",
     "-fno-strict-aliasing",  # as nvcc has it
-    "-fvisibility=hidden",
+    "-fvisibility=hidden",  # several such libraries are loaded at once
     "-fno-gnu-unique",
     f"-ffile-prefix-map={ROOT}/=",
     "-DTORCH_TARGET_VERSION=0x020b000000000000ULL",

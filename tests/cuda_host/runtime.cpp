@@ -151,7 +151,8 @@ struct {
 Context host;
 void (*kernel_body)(const void*);
 const void* kernel_closure;
-void* dynamic_memory;
+std::vector<char> dynamic_memory;
+Range static_memory;
 Failure* failure;
 volatile sig_atomic_t expired;
 
@@ -229,7 +230,7 @@ std::string stuck() {
 }
 
 // Ends the launch from the system thread's own stack: fibers are dropped where they stand.
-[[noreturn]] void raise_failure(const void* kernel, bool in_block) {
+[[noreturn]] void raise_failure(bool in_block) {
   const Failure failed = *failure;
   std::string text = failed.message;
   if (failed.pc) text += " at " + source_line(failed.pc);
@@ -254,7 +255,7 @@ char* new_stack() {
   return static_cast<char*>(memory);
 }
 
-void run_block(const void* kernel) {
+void run_block() {
   running = threads;
   barrier = {};
   ready.clear();
@@ -276,16 +277,16 @@ void run_block(const void* kernel) {
     const int lanes = std::min(threads - warp * kLanes, kLanes);
     gone[warp] = lanes == kLanes ? 0 : ~0u << lanes;
   }
-#if !defined(CUDA_HOST_ASAN)
-  const Range shared = static_shared();
-  std::memset(reinterpret_cast<void*>(shared.begin), 0xFF, shared.end - shared.begin);
-#endif
+  // Not a number, in every floating type.
+  std::fill(dynamic_memory.begin(), dynamic_memory.end(), '\xFF');
+  std::memset(reinterpret_cast<void*>(static_memory.begin), 0xFF,
+              static_memory.end - static_memory.begin);
   check_block();
   std::vector<int> turn;
   while (running > 0) {
     if (ready.empty()) failure = new Failure{stuck(), nullptr};
     if (expired && !failure) failure = new Failure{"no end in sight", nullptr};
-    if (failure) raise_failure(kernel, false);
+    if (failure) raise_failure(false);
     turn.swap(ready);
     ready.clear();
     std::shuffle(turn.begin(), turn.end(), random_order);
@@ -293,7 +294,7 @@ void run_block(const void* kernel) {
       current = &fibers[i];
       threadIdx = current->index;
       switch_context(host, current->context);
-      if (failure) raise_failure(kernel, true);
+      if (failure) raise_failure(true);
     }
     current = nullptr;
   }
@@ -339,24 +340,41 @@ class Watchdog {
   struct sigaction before_;
 };
 
-int find_tls(dl_phdr_info* info, size_t, void* result) {
-  const auto self = reinterpret_cast<uintptr_t>(module_base());
-  if (info->dlpi_addr != self) return 0;
-  for (int i = 0; i < info->dlpi_phnum; ++i) {
-    if (info->dlpi_phdr[i].p_type != PT_TLS) continue;
-    struct {
-      unsigned long module, offset;
-    } index = {info->dlpi_tls_modid, 0};
-    const auto begin = reinterpret_cast<uintptr_t>(__tls_get_addr(&index));
-    *static_cast<Range*>(result) = {begin, begin + info->dlpi_phdr[i].p_memsz};
+// This library in memory, and the calling thread's copy of its thread-local part.
+struct Module {
+  Range range = {~uintptr_t(0), 0}, local = {0, 0};
+};
+
+int find_module(dl_phdr_info* info, size_t, void* result) {
+  Module found;
+  for (const ElfW(Phdr)* p = info->dlpi_phdr; p != info->dlpi_phdr + info->dlpi_phnum; ++p) {
+    if (p->p_type == PT_LOAD) {
+      const uintptr_t begin = info->dlpi_addr + p->p_vaddr;
+      found.range = {std::min(found.range.begin, begin),
+                     std::max(found.range.end, begin + p->p_memsz)};
+    }
+    if (p->p_type == PT_TLS) found.local.end = p->p_memsz;
   }
+  if (!found.range.has(reinterpret_cast<uintptr_t>(&current))) return 0;
+  if (found.local.end > 0) {
+    size_t index[2] = {info->dlpi_tls_modid, 0};
+    found.local.begin = reinterpret_cast<uintptr_t>(__tls_get_addr(index));
+    found.local.end += found.local.begin;
+  }
+  *static_cast<Module*>(result) = found;
   return 1;
+}
+
+Module this_module() {
+  Module result;
+  dl_iterate_phdr(find_module, &result);
+  return result;
 }
 
 }  // namespace
 
-void launch(dim3 grid, dim3 block, size_t shared_bytes, const void* kernel,
-            void (*body)(const void*), const void* closure) {
+void launch(dim3 grid, dim3 block, size_t shared_bytes, void (*body)(const void*),
+            const void* closure) {
   const uint64_t size = uint64_t(block.x) * block.y * block.z;
   const bool fits = size > 0 && size <= kMostThreads && block.z <= 64 && grid.x > 0 &&
                     grid.x < 1u << 31 && grid.y > 0 && grid.y < 1 << 16 && grid.z > 0 &&
@@ -374,21 +392,21 @@ void launch(dim3 grid, dim3 block, size_t shared_bytes, const void* kernel,
   kernel_body = body;
   kernel_closure = closure;
   threads = static_cast<int>(size);
-  std::vector<char> memory(shared_bytes);
-  dynamic_memory = memory.data();
-  check_launch(threads, dynamic_memory, shared_bytes);
+  static_memory = this_module().local;
+  dynamic_memory = std::vector<char>(shared_bytes);
+  const auto dynamic = reinterpret_cast<uintptr_t>(dynamic_memory.data());
+  check_launch(static_memory, {dynamic, dynamic + shared_bytes});
   const Watchdog watchdog;
   std::vector<uint32_t> order(grid.x * grid.y * grid.z);
   for (uint32_t i = 0; i < order.size(); ++i) order[i] = i;
   std::shuffle(order.begin(), order.end(), random_order);
   for (const uint32_t i : order) {
     blockIdx = {i % grid.x, i / grid.x % grid.y, i / grid.x / grid.y};
-    std::fill(memory.begin(), memory.end(), '\xFF');
-    run_block(kernel);
+    run_block();
   }
 }
 
-void* dynamic_shared() { return dynamic_memory; }
+void* dynamic_shared() { return dynamic_memory.data(); }
 
 int meet_block(const char* what, Site site, bool predicate) {
   for (int i = 0; i < threads && barrier.arrived > 0; ++i) {
@@ -442,43 +460,36 @@ void fault(const std::string& message, const void* pc) {
 int rank() { return rank_of(*current); }
 int lane() { return rank() % kLanes; }
 bool in_kernel() { return current && pthread_equal(launcher, pthread_self()); }
-bool in_own_stack(uintptr_t at) {
-  return at - reinterpret_cast<uintptr_t>(current->stack) < kStack;
+Range stack() {
+  const auto begin = reinterpret_cast<uintptr_t>(current->stack);
+  return {begin, begin + kStack};
 }
 
-std::string thread_name(uint32_t rank) {
+std::string thread_name(int rank) {
   const unsigned x = blockDim.x, y = blockDim.y;
   return "thread " + triple(rank % x, rank / x % y, rank / x / y);
 }
 
-const void* module_base() {
-  static const void* base = [] {
-    Dl_info info;
-    dladdr(reinterpret_cast<void*>(&launch), &info);
-    return info.dli_fbase;
-  }();
-  return base;
-}
-
-Range static_shared() {
-  Range range = {0, 0};
-  dl_iterate_phdr(find_tls, &range);
+const Range& module() {
+  static const Range range = this_module().range;
   return range;
 }
 
+const char* module_path() {
+  static Dl_info info;
+  if (!info.dli_fname) dladdr(&info, &info);
+  return info.dli_fname;
+}
+
 std::string source_line(const void* pc) {
-  Dl_info info;
-  dladdr(reinterpret_cast<void*>(&launch), &info);
-  char command[4096];
-  std::snprintf(command, sizeof(command), "env -u LD_PRELOAD addr2line -i -s -e '%s' %#zx",
-                info.dli_fname,
-                static_cast<size_t>(static_cast<const char*>(pc) - 1 -
-                                    static_cast<const char*>(info.dli_fbase)));
+  char command[4096];  // (the call that pc is the return address of comes before it)
+  std::snprintf(command, sizeof(command), "env -u LD_PRELOAD addr2line -i -e '%s' %#zx",
+                module_path(), reinterpret_cast<uintptr_t>(pc) - 1 - module().begin);
   std::string lines;
   FILE* pipe = popen(command, "r");
   for (char line[1024]; pipe && std::fgets(line, sizeof(line), pipe);) {
     line[std::strcspn(line, " \n")] = '\0';
-    if (std::strncmp(line, "shim.h:", 7) == 0) continue;
+    if (std::strstr(line, "cuda_host/shim.h")) continue;
     lines += (lines.empty() ? "" : ", called at ") + std::string(line);
   }
   if (pipe) pclose(pipe);
@@ -538,6 +549,7 @@ void __syncwarp(unsigned mask, const char* file, int line) {
 extern "C" {
 
 cudaError_t cudaMemsetAsync(void* data, int value, size_t bytes, cudaStream_t) {
+  cuda_host::check_memset(data, bytes);
   std::memset(data, value, bytes);
   return cudaSuccess;
 }

@@ -19,8 +19,8 @@ struct Site {
 // ---- runtime.cpp ----
 
 // Runs `body(closure)` once for every thread of the grid.
-void launch(dim3 grid, dim3 block, size_t shared_bytes, const void* kernel,
-            void (*body)(const void*), const void* closure);
+void launch(dim3 grid, dim3 block, size_t shared_bytes, void (*body)(const void*),
+            const void* closure);
 
 // The dynamic shared memory of the block.
 void* dynamic_shared();
@@ -37,17 +37,20 @@ void meet_warp(const char* what, Site site, uint32_t mask, void* brought,
 // is named by file and line, or null.
 [[noreturn]] void fault(const std::string& message, const void* pc = nullptr);
 
-int lane();
-std::string source_line(const void* pc);  // file:line, and where that was inlined
-std::string thread_name(uint32_t rank);   // "thread (3, 0, 0)"
-bool in_own_stack(uintptr_t at);          // of the running thread
-bool in_kernel();                         // the caller is a thread of a kernel
-int rank();                               // of the running thread in its block
-const void* module_base();                // of this library
 struct Range {
   uintptr_t begin, end;
+
+  bool has(uintptr_t at, size_t size = 1) const { return at >= begin && at + size <= end; }
 };
-Range static_shared();  // where static shared memory stands
+
+bool in_kernel();       // whether the caller is a thread of a kernel: the running one
+int rank();             // its place in the block
+int lane();             // its place in the warp
+Range stack();          // its stack
+const Range& module();  // this library
+const char* module_path();
+std::string source_line(const void* pc);  // file:line, and where that was inlined
+std::string thread_name(int rank);        // "thread (3, 0, 0)"
 
 // Asynchronous copies of the running thread: they are made when it waits for them.
 void copy_async(void* shared, const void* global, size_t bytes, size_t zeros, const void* pc);
@@ -56,23 +59,28 @@ void wait_copies(size_t most_pending);
 
 // ---- checker.cpp; without it these do nothing. ----
 
-enum class Access : uint8_t { kRead, kWrite, kAtomic };
+enum class Access { kRead, kWrite, kAtomic };
 
 #if defined(CUDA_HOST_CHECKED)
+// An access by the running thread; what `pc` names is where it stands.
 void check(const void* at, size_t size, Access access, const void* pc);
-void check_launch(int threads, const void* dynamic, size_t dynamic_bytes);
+void check_launch(Range static_shared, Range dynamic_shared);
 void check_block();          // a block begins
 void check_block_barrier();  // all threads of the block have met
 void check_warp_barrier(int warp, uint32_t lanes);
-void forget_writes(const void* at, size_t size);  // as if nobody had written to shared memory
-void may_touch(const void* data, size_t bytes, size_t element, bool writes);
+void check_memset(const void* at, size_t size);
+// As if nobody had written to this shared memory.
+void forget_writes(const void* at, size_t size);
+// Memory of the operator call that runs on this system thread: nothing else may be touched.
+void may_touch(const void* data, size_t bytes, size_t element, bool writes, std::string what);
 void call_ends();
 #else
 inline void check(const void*, size_t, Access, const void*) {}
-inline void check_launch(int, const void*, size_t) {}
+inline void check_launch(Range, Range) {}
 inline void check_block() {}
 inline void check_block_barrier() {}
 inline void check_warp_barrier(int, uint32_t) {}
+inline void check_memset(const void*, size_t) {}
 inline void forget_writes(const void*, size_t) {}
 #endif
 

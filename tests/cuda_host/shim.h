@@ -38,6 +38,25 @@ extern uint3 threadIdx, blockIdx;
 extern dim3 blockDim, gridDim;
 constexpr int warpSize = 32;
 
+#if defined(CUDA_HOST_CHECKED)
+namespace cuda_host {
+template <typename T, typename Tensor>
+void touches(const Tensor& x) {
+  int64_t last = 0;
+  std::string shape;
+  for (int64_t d = 0; d < x.dim(); ++d) {
+    last += (x.size(d) - 1) * x.stride(d);
+    shape += (d ? ", " : "[") + std::to_string(x.size(d));
+  }
+  if (x.numel() == 0) return;
+  const size_t bytes = (last + 1) * x.element_size();
+  may_touch(x.data_ptr(), bytes, sizeof(T), !std::is_const_v<T>, shape + "]");
+}
+}  // namespace cuda_host
+#define VSEGOPS_TOUCHES(T, tensor) cuda_host::touches<T>(tensor)
+#define VSEGOPS_CALL_ENDS() cuda_host::call_ends()
+#endif
+
 // ---- Barriers, votes, exchanges ----
 
 inline void __syncthreads(CUDA_HOST_SITE) {
@@ -177,7 +196,7 @@ void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, vo
   const auto run = [&]() CUDA_HOST_UNCHECKED { kernel(args...); };
   using Run = decltype(run);
   cuda_host::launch(
-      grid, block, shared_bytes, reinterpret_cast<const void*>(kernel),
+      grid, block, shared_bytes,
       [](const void* closure) { (*static_cast<Run*>(closure))(); }, &run);
 }
 
