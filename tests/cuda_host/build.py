@@ -24,6 +24,7 @@ OUTPUT = ROOT / "build" / "cuda_host"
 #: For each build the flags of the kernels, and those of the shim itself.
 BUILDS = {
     "plain": ([], []),
+    "portable": ([], ["-DCUDA_HOST_UCONTEXT"]),  # as on processors whose registers it does not know
     "checked": (
         [
             "-fsanitize=thread,bounds,alignment,signed-integer-overflow",
@@ -45,7 +46,7 @@ _FLAGS = [
     "-fno-strict-aliasing",  # as nvcc has it
     "-fvisibility=hidden",  # several such libraries are loaded at once
     "-fno-gnu-unique",
-    f"-ffile-prefix-map={ROOT}/=",
+    f"-ffile-prefix-map={ROOT}=.",
     "-DTORCH_TARGET_VERSION=0x020b000000000000ULL",
     "-DVSEGOPS_NAMESPACE=vsegops_host",
     "-DVSEGOPS_KEY=CPU",
@@ -102,7 +103,7 @@ def _version() -> str:
 
 
 def _run(command: list[str]) -> str:
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     if done.returncode != 0:
         raise BuildError(f"{shlex.join(command)}\n{done.stdout}{done.stderr}")
     return done.stdout
@@ -143,11 +144,25 @@ def _compile(source: Path, kind: str) -> Path:
     return _make(OUTPUT / f"{source.parent.name}-{source.stem}-{kind}-{name}.o", command)
 
 
+def together(folder: Path) -> Path:
+    """All CUDA sources of a folder as one: its headers are read once."""
+    lines = [f'#include "{source}"' for source in sorted(folder.glob("*.cu"))]
+    text = "\n".join([*lines, f"// {_name(folder.iterdir())}", ""])
+    path = OUTPUT / f"{folder.name}-{_name([text])}" / f"{folder.name}.cu"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
 def library(kind: str, sources: Iterable[Path]) -> Path:
     """These CUDA sources and the shim as one shared library."""
-    shim = [SHIM / "runtime.cpp", *([SHIM / "checker.cpp"] if kind == "checked" else [])]
+    # The shim first: of functions of the standard library that both hold, its own are linked,
+    # which do not call back.
+    everything = [SHIM / "runtime.cpp", *sources]
+    if kind == "checked":
+        everything.insert(0, SHIM / "checker.cpp")
     with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))) as pool:
-        objects = list(pool.map(lambda source: _compile(source, kind), [*sources, *shim]))
+        objects = list(pool.map(lambda source: _compile(source, kind), everything))
     link = [f"-L{_torch() / 'lib'}", "-ltorch_cpu", "-lc10", "-Wl,-z,defs"]
     if kind == "asan":
         link = ["-fsanitize=address", *link[:-1]]

@@ -64,8 +64,7 @@ uint16_t times[kMostThreads][kLanes];  // the last time of each lane of the warp
 bool ordered(const Record& before, int me) {
   if (before.block != block_stamp) return false;
   if (before.thread == me || before.epoch < epoch) return true;
-  return before.thread / kLanes == me / kLanes &&
-         times[me][before.thread % kLanes] >= before.time;
+  return before.thread / kLanes == me / kLanes && times[me][before.thread % kLanes] >= before.time;
 }
 
 void keep(Record (&last)[2], const Record& now) {
@@ -143,8 +142,7 @@ const std::vector<Region>& symbols() {
     std::vector<Region> result;
     for (int i = 0; i < header->e_shnum; ++i) {
       if (sections[i].sh_type != SHT_SYMTAB) continue;
-      const auto* symbol =
-          reinterpret_cast<const Elf64_Sym*>(image.data() + sections[i].sh_offset);
+      const auto* symbol = reinterpret_cast<const Elf64_Sym*>(image.data() + sections[i].sh_offset);
       const char* names = image.data() + sections[sections[i].sh_link].sh_offset;
       for (size_t k = 0; k < sections[i].sh_size / sizeof(Elf64_Sym); ++k, ++symbol) {
         if (ELF64_ST_TYPE(symbol->st_info) != STT_TLS || symbol->st_shndx == SHN_UNDEF) continue;
@@ -166,6 +164,7 @@ const std::vector<Region>& symbols() {
 // An aggregate is copied as a whole, with gaps that nobody writes.
 void check_range(const void* p, size_t size, Access access, const void* pc, bool aggregate) {
   if (!in_kernel()) return;
+  if (expired) fault(kEndless, pc);
   const auto at = reinterpret_cast<uintptr_t>(p);
   if (stack().has(at, size) || module().has(at, size)) return;
   const bool shared = shared_memory.has(at) || dynamic_memory.has(at);
@@ -191,7 +190,8 @@ void check_range(const void* p, size_t size, Access access, const void* pc, bool
     if (shared && access != Access::kWrite && !written && !aggregate) {
       fault(std::string(name(access)) + " of " + region->what + " that nobody has written", pc);
     }
-    if (cell->write.pc && !ordered(cell->write, me)) race(*region, cell->write, "write", access, pc);
+    if (cell->write.pc && !ordered(cell->write, me))
+      race(*region, cell->write, "write", access, pc);
     for (int i = 0; i < 2; ++i) {
       const Record &read = cell->reads[i], &atomic = cell->atomics[i];
       if (access != Access::kRead && read.pc && !ordered(read, me)) {
@@ -292,10 +292,8 @@ void forget_writes(const void* at, size_t size) {
 void may_touch(const void* data, size_t bytes, size_t element, bool writes, std::string what) {
   const auto begin = reinterpret_cast<uintptr_t>(data);
   const std::lock_guard<std::mutex> guard(registering);
-  registered[pthread_self()].push_back({{begin, begin + bytes},
-                                        static_cast<int>(element),
-                                        writes,
-                                        "the buffer " + what});
+  registered[pthread_self()].push_back(
+      {{begin, begin + bytes}, static_cast<int>(element), writes, "the buffer " + what});
 }
 
 void call_ends() {
@@ -312,20 +310,20 @@ using cuda_host::Access;
 extern "C" {
 
 #define CALLER __builtin_return_address(0)
-#define ACCESSES(size)                                                      \
-  void __tsan_read##size(void* p) {                                         \
-    cuda_host::check_range(p, size, Access::kRead, CALLER, false);          \
-  }                                                                         \
-  void __tsan_write##size(void* p) {                                        \
-    cuda_host::check_range(p, size, Access::kWrite, CALLER, false);         \
+#define ACCESSES(size)                                              \
+  void __tsan_read##size(void* p) {                                 \
+    cuda_host::check_range(p, size, Access::kRead, CALLER, false);  \
+  }                                                                 \
+  void __tsan_write##size(void* p) {                                \
+    cuda_host::check_range(p, size, Access::kWrite, CALLER, false); \
   }
-#define UNALIGNED_ACCESSES(size)                                            \
-  ACCESSES(size)                                                            \
-  void __tsan_unaligned_read##size(void* p) {                               \
-    cuda_host::check_range(p, size, Access::kRead, CALLER, false);          \
-  }                                                                         \
-  void __tsan_unaligned_write##size(void* p) {                              \
-    cuda_host::check_range(p, size, Access::kWrite, CALLER, false);         \
+#define UNALIGNED_ACCESSES(size)                                    \
+  ACCESSES(size)                                                    \
+  void __tsan_unaligned_read##size(void* p) {                       \
+    cuda_host::check_range(p, size, Access::kRead, CALLER, false);  \
+  }                                                                 \
+  void __tsan_unaligned_write##size(void* p) {                      \
+    cuda_host::check_range(p, size, Access::kWrite, CALLER, false); \
   }
 ACCESSES(1)
 UNALIGNED_ACCESSES(2)
@@ -339,7 +337,10 @@ void __tsan_write_range(void* p, size_t size) {
   cuda_host::check_range(p, size, Access::kWrite, CALLER, true);
 }
 void __tsan_init() {}
-// Of the host's code: virtual destructors, the counts of shared pointers.
+// Of the host's code: virtual destructors, the counts of shared pointers, static variables.
+char __tsan_atomic8_load(const volatile char* p, int) {
+  return __atomic_load_n(p, __ATOMIC_SEQ_CST);
+}
 void __tsan_vptr_update(void*, void*) {}
 int __tsan_atomic32_fetch_add(volatile int* p, int value, int) {
   return __atomic_fetch_add(p, value, __ATOMIC_SEQ_CST);
@@ -361,9 +362,9 @@ void __ubsan_handle_out_of_bounds(Source* source, uintptr_t index) {
 void __ubsan_handle_type_mismatch_v1(Source* source, uintptr_t at) {
   report(source, "misaligned access, address ending in " + std::to_string(at % 256));
 }
-#define OVERFLOWS(operation, what)                                                     \
+#define OVERFLOWS(operation, what)                                                   \
   void __ubsan_handle_##operation##_overflow(Source* source, uintptr_t, uintptr_t) { \
-    report(source, "integer overflow of a " what);                                    \
+    report(source, "integer overflow of a " what);                                   \
   }
 OVERFLOWS(add, "sum")
 OVERFLOWS(sub, "difference")

@@ -93,6 +93,9 @@ void prepare(Context& context, char* stack, size_t size, void (*entry)()) {
 #endif
 
 namespace cuda_host {
+
+volatile bool expired;
+
 namespace {
 
 constexpr size_t kStack = 256 << 10;
@@ -102,7 +105,7 @@ constexpr size_t kMostShared = 227 << 10;
 struct Copy {
   void* to;
   const void* from;
-  size_t bytes, zeros;
+  size_t bytes, zeros, group;
   const void* pc;
 };
 
@@ -113,7 +116,8 @@ struct Fiber {
   bool returned;
   const char* waits;  // in which function, and where; null: nowhere
   Site site;
-  std::vector<std::vector<Copy>> copies;  // under way, in groups; the last is not committed
+  std::vector<Copy> copies;  // under way
+  size_t groups;             // of copies that were committed
 };
 
 // Lanes of a warp that wait for each other.
@@ -154,7 +158,6 @@ const void* kernel_closure;
 std::vector<char> dynamic_memory;
 Range static_memory;
 Failure* failure;
-volatile sig_atomic_t expired;
 
 int rank_of(const Fiber& fiber) { return static_cast<int>(&fiber - fibers); }
 bool same(Site a, Site b) { return a.line == b.line && std::strcmp(a.file, b.file) == 0; }
@@ -270,7 +273,8 @@ void run_block() {
     f.index = {i % x, i / x % y, i / x / y};
     f.returned = false;
     f.waits = nullptr;
-    f.copies.assign(1, {});
+    f.copies.clear();
+    f.groups = 0;
     ready.push_back(i);
   }
   for (int warp = 0; warp * kLanes < threads; ++warp) {
@@ -285,7 +289,7 @@ void run_block() {
   std::vector<int> turn;
   while (running > 0) {
     if (ready.empty()) failure = new Failure{stuck(), nullptr};
-    if (expired && !failure) failure = new Failure{"no end in sight", nullptr};
+    if (expired && !failure) failure = new Failure{kEndless, nullptr};
     if (failure) raise_failure(false);
     turn.swap(ready);
     ready.clear();
@@ -300,11 +304,12 @@ void run_block() {
   }
 }
 
-// Ends a launch that takes too long: a signal comes when the thread has had its processor time.
+// Ends a launch that takes too long. A signal comes when the thread has had its processor time; the
+// next one, where nothing has asked meanwhile, ends the kernel where it is.
 class Watchdog {
  public:
   Watchdog() {
-    expired = 0;
+    expired = false;
     struct sigaction action = {};
     action.sa_sigaction = on_signal;
     action.sa_flags = SA_SIGINFO | SA_NODEFER | SA_RESTART;
@@ -314,9 +319,9 @@ class Watchdog {
     event.sigev_signo = SIGVTALRM;
     event._sigev_un._tid = static_cast<int>(syscall(SYS_gettid));
     timer_create(CLOCK_THREAD_CPUTIME_ID, &event, &timer_);
-    itimerspec when = {};
-    when.it_value.tv_sec = static_cast<time_t>(options.seconds);
-    when.it_value.tv_nsec = static_cast<long>((options.seconds - when.it_value.tv_sec) * 1e9);
+    const auto whole = static_cast<time_t>(options.seconds);
+    const auto rest = static_cast<long>((options.seconds - whole) * 1e9);
+    const itimerspec when = {{0, 100'000'000}, {whole, rest}};
     timer_settime(timer_, 0, &when, nullptr);
   }
   ~Watchdog() {
@@ -326,14 +331,15 @@ class Watchdog {
 
  private:
   static void on_signal(int, siginfo_t*, void* context) {
-    expired = 1;
-    if (!current || failure) return;  // the scheduler will see it
+    if (expired && current && !failure) {
+      void* pc = nullptr;
 #if defined(__x86_64__)
-    const auto pc = static_cast<ucontext_t*>(context)->uc_mcontext.gregs[REG_RIP];
-    fault("no end in sight", reinterpret_cast<void*>(pc + 1));
-#else
-    fault("no end in sight");
+      pc = reinterpret_cast<void*>(static_cast<ucontext_t*>(context)->uc_mcontext.gregs[REG_RIP] +
+                                   1);
 #endif
+      fault(kEndless, pc);
+    }
+    expired = true;
   }
 
   timer_t timer_;
@@ -536,6 +542,95 @@ void shuffle(const char* what, Site site, unsigned mask, void* value, size_t siz
     }
   });
   std::memcpy(value, exchange.received, size);
+}
+
+// ---- Asynchronous copies ----
+
+// Until the copy is made nothing is there that makes sense.
+void copy_async(void* shared, const void* global, size_t bytes, size_t zeros) {
+  const void* pc = __builtin_return_address(0);
+  check(global, bytes - zeros, Access::kRead, pc);
+  check(shared, bytes, Access::kWrite, pc);
+  if (reinterpret_cast<uintptr_t>(shared) % bytes || reinterpret_cast<uintptr_t>(global) % bytes) {
+    fault("misaligned asynchronous copy of " + std::to_string(bytes) + " bytes", pc);
+  }
+  std::memset(shared, 0xFF, bytes);
+  forget_writes(shared, bytes);
+  current->copies.push_back({shared, global, bytes, zeros, current->groups, pc});
+}
+
+void commit_copies() { ++current->groups; }
+
+void wait_copies(size_t pending) {
+  std::erase_if(current->copies, [&](const Copy& copy) {
+    if (copy.group + pending >= current->groups) return false;
+    check(copy.to, copy.bytes, Access::kWrite, copy.pc);
+    std::memset(copy.to, 0, copy.bytes);
+    std::memcpy(copy.to, copy.from, copy.bytes - copy.zeros);
+    return true;
+  });
+}
+
+// ---- Tensor cores: see csrc/common/tensor_core.h for which lane has what. ----
+
+namespace {
+
+float widened(uint32_t pair, int which, bool bfloat16) {
+  const auto bits = static_cast<uint16_t>(pair >> 16 * which);
+  return bfloat16 ? __bfloat162float(__ushort_as_bfloat16(bits))
+                  : __half2float(__ushort_as_half(bits));
+}
+
+}  // namespace
+
+void multiply_add(Site site, float* d, const uint32_t* a, const uint32_t* b, bool bfloat16) {
+  struct Tiles {
+    float* d;
+    const uint32_t *a, *b;
+    bool bfloat16;
+  } mine = {d, a, b, bfloat16};
+  meet_warp("multiply_add", site, ~0u, &mine, [](uint32_t, void* const* lanes) {
+    float a[16][16], b[16][8];
+    const auto of = [&](int lane) { return *static_cast<Tiles*>(lanes[lane]); };
+    for (int i = 0; i < kLanes; ++i) {
+      const int g = i / 4, t = 2 * (i % 4);
+      for (int k = 0; k < 8; ++k) {  // element k % 2 of register k / 2
+        a[g + k / 2 % 2 * 8][t + k / 4 * 8 + k % 2] =
+            widened(of(i).a[k / 2], k % 2, of(i).bfloat16);
+        if (k < 4) b[t + k / 2 * 8 + k % 2][g] = widened(of(i).b[k / 2], k % 2, of(i).bfloat16);
+      }
+    }
+    for (int i = 0; i < kLanes; ++i) {
+      const int g = i / 4, t = 2 * (i % 4);
+      for (int k = 0; k < 4; ++k) {
+        for (int j = 0; j < 16; ++j) of(i).d[k] += a[g + k / 2 * 8][j] * b[j][t + k % 2];
+      }
+    }
+  });
+}
+
+void load_matrices(Site site, uint32_t* out, const void* row, bool transposed) {
+  const void* pc = __builtin_return_address(0);
+  check(row, 16, Access::kRead, pc);
+  if (reinterpret_cast<uintptr_t>(row) % 16) fault("misaligned row of a matrix", pc);
+  struct Row {
+    uint16_t elements[8];
+    uint32_t out[4];
+    bool transposed;
+  } mine = {{}, {}, transposed};
+  std::memcpy(mine.elements, row, 16);
+  meet_warp("load_matrices", site, ~0u, &mine, [](uint32_t, void* const* lanes) {
+    const auto of = [&](int lane) -> Row& { return *static_cast<Row*>(lanes[lane]); };
+    for (int i = 0; i < kLanes; ++i) {
+      const int g = i / 4, t = 2 * (i % 4);
+      for (int m = 0; m < 4; ++m) {
+        const auto at = [&](int y, int x) -> uint32_t { return of(8 * m + y).elements[x]; };
+        of(i).out[m] =
+            of(i).transposed ? at(t, g) | at(t + 1, g) << 16 : at(g, t) | at(g, t + 1) << 16;
+      }
+    }
+  });
+  std::memcpy(out, mine.out, sizeof(mine.out));
 }
 
 }  // namespace cuda_host

@@ -33,9 +33,12 @@ int meet_block(const char* what, Site site, bool predicate);
 void meet_warp(const char* what, Site site, uint32_t mask, void* brought,
                void (*complete)(uint32_t mask, void* const* lanes));
 
-// Ends the launch with an error: the operator call raises it. `pc`: an address in the kernel that
-// is named by file and line, or null.
+// Ends the launch with an error, which the operator call raises. `pc`: a return address in the
+// kernel, which is named by file and line, or null.
 [[noreturn]] void fault(const std::string& message, const void* pc = nullptr);
+
+extern volatile bool expired;  // the launch has had its time: it is ended at the next occasion
+constexpr char kEndless[] = "no end in sight";
 
 struct Range {
   uintptr_t begin, end;
@@ -52,10 +55,10 @@ const char* module_path();
 std::string source_line(const void* pc);  // file:line, and where that was inlined
 std::string thread_name(int rank);        // "thread (3, 0, 0)"
 
-// Asynchronous copies of the running thread: they are made when it waits for them.
-void copy_async(void* shared, const void* global, size_t bytes, size_t zeros, const void* pc);
+// Asynchronous copies of the running thread: `zeros` of the bytes are not read but set to 0.
+void copy_async(void* shared, const void* global, size_t bytes, size_t zeros);
 void commit_copies();
-void wait_copies(size_t most_pending);
+void wait_copies(size_t pending);
 
 // ---- checker.cpp; without it these do nothing. ----
 
@@ -75,7 +78,9 @@ void forget_writes(const void* at, size_t size);
 void may_touch(const void* data, size_t bytes, size_t element, bool writes, std::string what);
 void call_ends();
 #else
-inline void check(const void*, size_t, Access, const void*) {}
+inline void check(const void*, size_t, Access, const void* pc) {
+  if (expired) fault(kEndless, pc);
+}
 inline void check_launch(Range, Range) {}
 inline void check_block() {}
 inline void check_block_barrier() {}

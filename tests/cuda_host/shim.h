@@ -31,6 +31,8 @@
 #endif
 
 #define CUDA_HOST_SITE const char *file = __builtin_FILE(), int line = __builtin_LINE()
+// So that what they call can tell by its return address where in a kernel it is.
+#define CUDA_HOST_INLINE inline __attribute__((always_inline))
 // For functions that touch memory on a kernel's behalf and report it themselves.
 #define CUDA_HOST_UNCHECKED __attribute__((no_sanitize("thread")))
 
@@ -130,7 +132,7 @@ T __ldg(const T* p) {
 namespace cuda_host {
 // *p = change(*p); the value before.
 template <typename T, typename Change>
-CUDA_HOST_UNCHECKED T atomic(T* p, const Change& change) {
+CUDA_HOST_UNCHECKED __attribute__((noinline)) T atomic(T* p, const Change& change) {
   check(p, sizeof(T), Access::kAtomic, __builtin_return_address(0));
   const T before = *p;
   *p = change(before);
@@ -140,7 +142,7 @@ CUDA_HOST_UNCHECKED T atomic(T* p, const Change& change) {
 
 #define CUDA_HOST_ATOMIC(name, expression)                                 \
   template <typename T>                                                    \
-  T name(T* p, std::type_identity_t<T> value) {                            \
+  CUDA_HOST_INLINE T name(T* p, std::type_identity_t<T> value) {           \
     return cuda_host::atomic(p, [=](T old) -> T { return (expression); }); \
   }
 CUDA_HOST_ATOMIC(atomicAdd, old + value)
@@ -152,15 +154,16 @@ CUDA_HOST_ATOMIC(atomicOr, old | value)
 CUDA_HOST_ATOMIC(atomicXor, old ^ value)
 CUDA_HOST_ATOMIC(atomicExch, (static_cast<void>(old), value))
 #undef CUDA_HOST_ATOMIC
-inline float2 atomicAdd(float2* p, float2 v) {
+CUDA_HOST_INLINE float2 atomicAdd(float2* p, float2 v) {
   return cuda_host::atomic(p, [=](float2 old) { return float2{old.x + v.x, old.y + v.y}; });
 }
-inline float4 atomicAdd(float4* p, float4 v) {
+CUDA_HOST_INLINE float4 atomicAdd(float4* p, float4 v) {
   return cuda_host::atomic(
       p, [=](float4 old) { return float4{old.x + v.x, old.y + v.y, old.z + v.z, old.w + v.w}; });
 }
 template <typename T>
-T atomicCAS(T* p, std::type_identity_t<T> expected, std::type_identity_t<T> value) {
+CUDA_HOST_INLINE T atomicCAS(T* p, std::type_identity_t<T> expected,
+                             std::type_identity_t<T> value) {
   return cuda_host::atomic(p, [=](T old) { return old == expected ? value : old; });
 }
 
@@ -186,9 +189,30 @@ inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int __clz(int x) { return x ? __builtin_clz(x) : 32; }
 
-// ---- What csrc/common/cuda.h has for nvcc. ----
+// ---- What csrc/common has for nvcc alone. ----
+
+namespace cuda_host {
+void multiply_add(Site site, float* d, const uint32_t* a, const uint32_t* b, bool bfloat16);
+void load_matrices(Site site, uint32_t* out, const void* row, bool transposed);
+}  // namespace cuda_host
 
 namespace vsegops {
+
+template <typename T>
+T* dynamic_shared() {
+  return static_cast<T*>(cuda_host::dynamic_shared());
+}
+
+template <typename T>
+CUDA_HOST_INLINE void multiply_add(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                                   CUDA_HOST_SITE) {
+  cuda_host::multiply_add({file, line}, d, a, b, std::is_same_v<T, __nv_bfloat16>);
+}
+
+template <bool Transposed>
+CUDA_HOST_INLINE void load_matrices(uint32_t (&out)[4], const void* row, CUDA_HOST_SITE) {
+  cuda_host::load_matrices({file, line}, out, row, Transposed);
+}
 
 template <typename... P>
 void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, void*,
@@ -196,8 +220,8 @@ void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, vo
   const auto run = [&]() CUDA_HOST_UNCHECKED { kernel(args...); };
   using Run = decltype(run);
   cuda_host::launch(
-      grid, block, shared_bytes,
-      [](const void* closure) { (*static_cast<Run*>(closure))(); }, &run);
+      grid, block, shared_bytes, [](const void* closure) { (*static_cast<Run*>(closure))(); },
+      &run);
 }
 
 }  // namespace vsegops
