@@ -21,19 +21,29 @@ ROOT = SHIM.parent.parent
 CSRC = ROOT / "csrc"
 OUTPUT = ROOT / "build" / "cuda_host"
 
-#: For each build the flags of the kernels, and those of the shim itself.
+#: The compiler does not instrument where a called function puts its result: everything is inlined.
+_INLINE = [
+    "-finline-functions",
+    "-finline-small-functions",
+    "--param=early-inlining-insns=1000",
+    "--param=max-inline-insns-auto=2000",
+    "--param=max-inline-insns-single=2000",
+    "--param=inline-unit-growth=1000",
+    "--param=large-function-growth=10000",
+    "--param=large-stack-frame-growth=10000",
+]
+_CHECKED = [
+    "-fsanitize=thread,bounds,alignment,signed-integer-overflow",
+    "--param=tsan-instrument-func-entry-exit=0",
+    *_INLINE,
+]
+
+#: For each build the flags of everything, and those of the kernels besides.
 BUILDS = {
     "plain": ([], []),
-    "portable": ([], ["-DCUDA_HOST_UCONTEXT"]),  # as on processors whose registers it does not know
-    "checked": (
-        [
-            "-fsanitize=thread,bounds,alignment,signed-integer-overflow",
-            "--param=tsan-instrument-func-entry-exit=0",
-            "-DCUDA_HOST_CHECKED",
-        ],
-        ["-DCUDA_HOST_CHECKED"],
-    ),
-    "asan": (["-fsanitize=address", "-DCUDA_HOST_ASAN"],) * 2,
+    "portable": (["-DCUDA_HOST_UCONTEXT"], []),  # as on processors whose registers it does not know
+    "checked": (["-DCUDA_HOST_CHECKED"], _CHECKED),
+    "asan": (["-DCUDA_HOST_ASAN", "-fsanitize=address"], []),
 }
 
 _FLAGS = [
@@ -58,6 +68,9 @@ _FLAGS = [
 
 class BuildError(RuntimeError):
     pass
+
+
+_failed: dict[Path, BuildError] = {}
 
 
 def cuda_headers() -> Path | None:
@@ -124,18 +137,24 @@ def _name(inputs: Iterable[Path | str]) -> str:
 
 
 def _make(target: Path, command: list[str]) -> Path:
-    """Runs `command`, which ends with -o, unless `target` is there already."""
+    """Runs `command`, which ends with -o, unless `target` is there already; once if it fails."""
+    if target in _failed:
+        raise _failed[target]
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(f"{target.stem}-{os.getpid()}{target.suffix}")
-        _run([*command, str(partial)])
+        try:
+            _run([*command, str(partial)])
+        except BuildError as error:
+            _failed[target] = error
+            raise
         partial.replace(target)
     return target
 
 
 def _compile(source: Path, kind: str) -> Path:
-    kernel_flags, shim_flags = BUILDS[kind]
-    flags = [*_FLAGS, *(shim_flags if source.parent == SHIM else kernel_flags)]
+    common, of_kernels = BUILDS[kind]
+    flags = [*_FLAGS, *common, *(of_kernels if source.suffix == ".cu" else [])]
     flags += ["-isystem", str(cuda_headers()), "-isystem", str(_torch() / "include")]
     flags += shlex.split(os.environ.get("VSEGOPS_CXXFLAGS", ""))
     headers = [*_headers(SHIM), *_headers(CSRC / "common"), *_headers(source.parent)]
@@ -158,11 +177,9 @@ def library(kind: str, sources: Iterable[Path]) -> Path:
     """These CUDA sources and the shim as one shared library."""
     # The shim first: of functions of the standard library that both hold, its own are linked,
     # which do not call back.
-    everything = [SHIM / "runtime.cpp", *sources]
-    if kind == "checked":
-        everything.insert(0, SHIM / "checker.cpp")
+    shim = [s for s in sorted(SHIM.glob("*.cpp")) if kind == "checked" or s.stem != "checker"]
     with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))) as pool:
-        objects = list(pool.map(lambda source: _compile(source, kind), everything))
+        objects = list(pool.map(lambda source: _compile(source, kind), [*shim, *sources]))
     link = [f"-L{_torch() / 'lib'}", "-ltorch_cpu", "-lc10", "-Wl,-z,defs"]
     if kind == "asan":
         link = ["-fsanitize=address", *link[:-1]]

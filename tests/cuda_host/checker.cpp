@@ -23,14 +23,12 @@
 namespace cuda_host {
 namespace {
 
-constexpr int kLanes = 32, kMostThreads = 1024;
-
-// Memory that kernels may touch, in cells of so many bytes as threads share it out in.
+// Memory that kernels may touch, in cells of as few bytes as a thread writes there.
 struct Region {
   Range range;
   int cell_bytes;
   bool writes;
-  std::string what;
+  std::string what;       // empty: not checked
   size_t first_cell = 0;  // in `cells`
 
   bool operator<(const Region& other) const { return range.begin < other.range.begin; }
@@ -150,10 +148,12 @@ const std::vector<Region>& symbols() {
         const std::string known = readable ? readable : names + symbol->st_name;
         std::free(readable);
         const size_t scope = known.rfind("::");
+        const std::string last = scope == std::string::npos ? known : known.substr(scope + 2);
+        const bool hidden = known.starts_with("guard variable");  // of arrays of classes
         result.push_back({{symbol->st_value, symbol->st_value + symbol->st_size},
                           1,
                           true,
-                          "shared array '" + known.substr(scope + (scope + 1 ? 2 : 1)) + "'"});
+                          hidden ? "" : "shared array '" + last + "'"});
       }
     }
     return result;
@@ -170,6 +170,7 @@ void check_range(const void* p, size_t size, Access access, const void* pc, bool
   const bool shared = shared_memory.has(at) || dynamic_memory.has(at);
   const Region* region = find(shared ? arrays : buffers, at, size);
   if (!region) outside(at, size, access, pc);
+  if (region->what.empty()) return;
   if (access != Access::kRead && !region->writes) {
     fault("write to " + region->what + ", which the call only reads", pc);
   }
@@ -293,7 +294,7 @@ void may_touch(const void* data, size_t bytes, size_t element, bool writes, std:
   const auto begin = reinterpret_cast<uintptr_t>(data);
   const std::lock_guard<std::mutex> guard(registering);
   registered[pthread_self()].push_back(
-      {{begin, begin + bytes}, static_cast<int>(element), writes, "the buffer " + what});
+      {{begin, begin + bytes}, element < 2 ? 1 : 2, writes, "the buffer " + what});
 }
 
 void call_ends() {
@@ -354,7 +355,7 @@ struct Source {
 
 static void report(const Source* source, const std::string& what) {
   if (!cuda_host::in_kernel()) return;
-  cuda_host::fault(what + " at " + source->file + ":" + std::to_string(source->line));
+  cuda_host::fault(cuda_host::described(what.c_str(), {source->file, int(source->line)}));
 }
 void __ubsan_handle_out_of_bounds(Source* source, uintptr_t index) {
   report(source, "out of bounds: index " + std::to_string(static_cast<int64_t>(index)));

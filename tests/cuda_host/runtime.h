@@ -1,5 +1,4 @@
-// Between the header that kernels see (shim.h), the scheduler (runtime.cpp) and the checker of
-// memory accesses (checker.cpp).
+// Between the header that kernels see (shim.h) and what runs them.
 #pragma once
 
 #include <vector_types.h>
@@ -16,7 +15,15 @@ struct Site {
   int line;
 };
 
-// ---- runtime.cpp ----
+constexpr int kMostThreads = 1024, kLanes = 32;
+
+struct Range {
+  uintptr_t begin, end;
+
+  bool has(uintptr_t at, size_t size = 1) const { return at >= begin && at + size <= end; }
+};
+
+// ---- scheduler.cpp ----
 
 // Runs `body(closure)` once for every thread of the grid.
 void launch(dim3 grid, dim3 block, size_t shared_bytes, void (*body)(const void*),
@@ -40,25 +47,35 @@ void meet_warp(const char* what, Site site, uint32_t mask, void* brought,
 extern volatile bool expired;  // the launch has had its time: it is ended at the next occasion
 constexpr char kEndless[] = "no end in sight";
 
-struct Range {
-  uintptr_t begin, end;
+bool in_kernel();                   // whether the caller is a thread of a kernel: the running one
+int rank();                         // its place in the block
+int lane();                         // its place in the warp
+Range stack();                      // its stack
+std::string thread_name(int rank);  // "thread (3, 0, 0)"
 
-  bool has(uintptr_t at, size_t size = 1) const { return at >= begin && at + size <= end; }
-};
+// ---- module.cpp ----
 
-bool in_kernel();       // whether the caller is a thread of a kernel: the running one
-int rank();             // its place in the block
-int lane();             // its place in the warp
-Range stack();          // its stack
-const Range& module();  // this library
+Range module();         // this library
+Range static_shared();  // its static shared memory
 const char* module_path();
-std::string source_line(const void* pc);  // file:line, and where that was inlined
-std::string thread_name(int rank);        // "thread (3, 0, 0)"
+std::string source_line(const void* pc);  // file:line of a return address, and where it was inlined
+std::string described(const char* what, Site site);  // what at file:line
+
+// ---- collectives.cpp ----
+
+unsigned ballot(const char* what, Site site, unsigned mask, bool predicate);
+// Replaces a value by that of lane `from`, or leaves it alone.
+void shuffle(const char* what, Site site, unsigned mask, void* value, size_t size, int from);
 
 // Asynchronous copies of the running thread: `zeros` of the bytes are not read but set to 0.
 void copy_async(void* shared, const void* global, size_t bytes, size_t zeros);
 void commit_copies();
-void wait_copies(size_t pending);
+void wait_copies(size_t most);  // until so many groups are under way
+void drop_copies();             // of all threads
+
+// See csrc/common/tensor_core.h.
+void multiply_add(Site site, float* d, const uint32_t* a, const uint32_t* b, bool bfloat16);
+void load_matrices(Site site, uint32_t* out, const void* row, bool transposed);
 
 // ---- checker.cpp; without it these do nothing. ----
 

@@ -78,10 +78,6 @@ inline void __threadfence() {}
 inline void __threadfence_block() {}
 
 namespace cuda_host {
-unsigned ballot(const char* what, Site site, unsigned mask, bool predicate);
-// Replaces a value by that of lane `from`, or leaves it alone.
-void shuffle(const char* what, Site site, unsigned mask, void* value, size_t size, int from);
-
 // The lane that `from(lane in its segment)` names, or this one where that is outside [first, last].
 template <typename T, typename From>
 T shuffled(const char* what, Site site, unsigned mask, T value, int width, const From& from) {
@@ -134,8 +130,10 @@ namespace cuda_host {
 template <typename T, typename Change>
 CUDA_HOST_UNCHECKED __attribute__((noinline)) T atomic(T* p, const Change& change) {
   check(p, sizeof(T), Access::kAtomic, __builtin_return_address(0));
-  const T before = *p;
-  *p = change(before);
+  T before;  // (copied as bytes: assignments of classes are functions, which would be checked)
+  std::memcpy(&before, p, sizeof(T));
+  const T after = change(before);
+  std::memcpy(p, &after, sizeof(T));
   return before;
 }
 }  // namespace cuda_host
@@ -190,11 +188,6 @@ inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int __clz(int x) { return x ? __builtin_clz(x) : 32; }
 
 // ---- What csrc/common has for nvcc alone. ----
-
-namespace cuda_host {
-void multiply_add(Site site, float* d, const uint32_t* a, const uint32_t* b, bool bfloat16);
-void load_matrices(Site site, uint32_t* out, const void* row, bool transposed);
-}  // namespace cuda_host
 
 namespace vsegops {
 

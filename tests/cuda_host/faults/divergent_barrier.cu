@@ -1,5 +1,5 @@
 // Half of the threads do not come to a barrier: they wait in another one.
-#include "fault.h"
+#include "../test_kernel.h"
 
 namespace {
 

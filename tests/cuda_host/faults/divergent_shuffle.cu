@@ -1,5 +1,5 @@
 // The mask of a shuffle names lanes that do not come.
-#include "fault.h"
+#include "../test_kernel.h"
 
 namespace {
 

@@ -1,5 +1,5 @@
 // Dynamic shared memory is a row too small.
-#include "fault.h"
+#include "../test_kernel.h"
 
 namespace {
 

@@ -1,5 +1,5 @@
 // Threads return before a barrier that the others wait in (which hardware tolerates).
-#include "fault.h"
+#include "../test_kernel.h"
 
 namespace {
 

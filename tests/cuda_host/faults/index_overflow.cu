@@ -1,5 +1,5 @@
 // The place of an image in a large tensor does not fit into 32 bits.
-#include "fault.h"
+#include "../test_kernel.h"
 
 namespace {
 

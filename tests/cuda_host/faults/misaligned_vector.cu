@@ -1,5 +1,5 @@
 // Four floats are read at once that do not start on 16 bytes.
-#include "fault.h"
+#include "../test_kernel.h"
 
 namespace {
 

@@ -1,6 +1,6 @@
 // Waiting for asynchronous copies is for the own ones: others need a barrier.
 #include "../../../csrc/common/async.h"
-#include "fault.h"
+#include "../test_kernel.h"
 
 namespace {
 

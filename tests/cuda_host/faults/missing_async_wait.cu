@@ -1,6 +1,6 @@
 // An asynchronous copy is read without waiting for it.
 #include "../../../csrc/common/async.h"
-#include "fault.h"
+#include "../test_kernel.h"
 
 namespace {
 

@@ -1,5 +1,5 @@
 // A tile is read before all threads have written it.
-#include "fault.h"
+#include "../test_kernel.h"
 
 namespace {
 

@@ -1,5 +1,5 @@
 // Lanes exchange values through shared memory, without waiting for each other.
-#include "fault.h"
+#include "../test_kernel.h"
 
 namespace {
 

@@ -1,5 +1,5 @@
 // A pointer runs out of one shared array into another that is in use.
-#include "fault.h"
+#include "../test_kernel.h"
 
 namespace {
 

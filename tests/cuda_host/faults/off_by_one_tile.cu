@@ -1,5 +1,5 @@
 // A tile with room for one neighbour of two.
-#include "fault.h"
+#include "../test_kernel.h"
 
 namespace {
 

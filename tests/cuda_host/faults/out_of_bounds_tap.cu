@@ -1,5 +1,5 @@
 // The right-hand tap of the last pixel is outside.
-#include "fault.h"
+#include "../test_kernel.h"
 
 namespace {
 

@@ -1,5 +1,5 @@
 // One thread adds without an atomic operation, the others with one.
-#include "fault.h"
+#include "../test_kernel.h"
 
 namespace {
 

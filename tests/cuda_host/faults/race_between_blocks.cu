@@ -1,5 +1,5 @@
 // Two blocks write the same element.
-#include "fault.h"
+#include "../test_kernel.h"
 
 namespace {
 

@@ -1,5 +1,5 @@
 // A shuffle makes lanes meet, but orders no memory.
-#include "fault.h"
+#include "../test_kernel.h"
 
 namespace {
 

@@ -1,5 +1,5 @@
 // A thread waits for another that cannot run before it returns.
-#include "fault.h"
+#include "../test_kernel.h"
 
 namespace {
 

@@ -1,5 +1,5 @@
 // The last block has more threads than there are elements left.
-#include "fault.h"
+#include "../test_kernel.h"
 
 namespace {
 

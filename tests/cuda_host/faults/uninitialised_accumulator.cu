@@ -1,5 +1,5 @@
 // A sum in shared memory that nobody has set to zero.
-#include "fault.h"
+#include "../test_kernel.h"
 
 namespace {
 

@@ -1,5 +1,5 @@
 // The tile's next contents are written while other threads still read the last ones.
-#include "fault.h"
+#include "../test_kernel.h"
 
 namespace {
 

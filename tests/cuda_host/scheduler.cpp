@@ -1,9 +1,5 @@
 // Runs a grid on one system thread: blocks one after another, the threads of a block as fibers,
 // which change places where they wait for each other. The order of both is drawn from a seed.
-#include "runtime.h"
-
-#include <dlfcn.h>
-#include <link.h>
 #include <pthread.h>
 #include <signal.h>
 #include <sys/mman.h>
@@ -12,7 +8,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <map>
@@ -21,6 +16,7 @@
 #include <stdexcept>
 #include <vector>
 
+#include "context.h"
 #include "shim.h"
 #if defined(CUDA_HOST_ASAN)
 #include <sanitizer/asan_interface.h>
@@ -29,69 +25,6 @@
 uint3 threadIdx, blockIdx;
 dim3 blockDim, gridDim;
 
-extern "C" void* __tls_get_addr(void*);
-
-// ---- A context: registers and a stack. ----
-
-#if defined(__x86_64__) && !defined(CUDA_HOST_UCONTEXT)
-namespace cuda_host {
-namespace {
-using Context = void*;  // the stack pointer; what a function has to keep is on the stack
-}
-extern "C" void cuda_host_switch(Context* from, Context to);
-asm(R"(
-.text
-.hidden cuda_host_switch
-.type cuda_host_switch, @function
-cuda_host_switch:
-  push %rbp
-  push %rbx
-  push %r12
-  push %r13
-  push %r14
-  push %r15
-  mov %rsp, (%rdi)
-  mov %rsi, %rsp
-  pop %r15
-  pop %r14
-  pop %r13
-  pop %r12
-  pop %rbx
-  pop %rbp
-  ret
-.size cuda_host_switch, .-cuda_host_switch
-)");
-namespace {
-void switch_context(Context& from, const Context& to) { cuda_host_switch(&from, to); }
-
-void prepare(Context& context, char* stack, size_t size, void (*entry)()) {
-  void** top = reinterpret_cast<void**>(stack + size);
-  *--top = nullptr;  // the entry's return address: a debugger's backtrace ends here
-  *--top = reinterpret_cast<void*>(entry);
-  context = top - 6;
-  std::fill(top - 6, top, nullptr);
-}
-}  // namespace
-}  // namespace cuda_host
-#else
-#include <ucontext.h>
-namespace cuda_host {
-namespace {
-using Context = ucontext_t;
-
-void switch_context(Context& from, const Context& to) { swapcontext(&from, &to); }
-
-void prepare(Context& context, char* stack, size_t size, void (*entry)()) {
-  getcontext(&context);
-  context.uc_stack.ss_sp = stack;
-  context.uc_stack.ss_size = size;
-  context.uc_link = nullptr;
-  makecontext(&context, entry, 0);
-}
-}  // namespace
-}  // namespace cuda_host
-#endif
-
 namespace cuda_host {
 
 volatile bool expired;
@@ -99,15 +32,7 @@ volatile bool expired;
 namespace {
 
 constexpr size_t kStack = 256 << 10;
-constexpr int kMostThreads = 1024, kLanes = 32;
 constexpr size_t kMostShared = 227 << 10;
-
-struct Copy {
-  void* to;
-  const void* from;
-  size_t bytes, zeros, group;
-  const void* pc;
-};
 
 struct Fiber {
   Context context;
@@ -116,8 +41,6 @@ struct Fiber {
   bool returned;
   const char* waits;  // in which function, and where; null: nowhere
   Site site;
-  std::vector<Copy> copies;  // under way
-  size_t groups;             // of copies that were committed
 };
 
 // Lanes of a warp that wait for each other.
@@ -150,6 +73,8 @@ std::vector<int> ready;
 Meeting meetings[kMostThreads / kLanes][kLanes];
 uint32_t gone[kMostThreads / kLanes];  // lanes that have returned or never were
 struct {
+  const char* what;
+  Site site;
   int arrived, count, result;
 } barrier;
 Context host;
@@ -164,9 +89,6 @@ bool same(Site a, Site b) { return a.line == b.line && std::strcmp(a.file, b.fil
 
 std::string triple(unsigned x, unsigned y, unsigned z) {
   return "(" + std::to_string(x) + ", " + std::to_string(y) + ", " + std::to_string(z) + ")";
-}
-std::string described(const char* what, Site site) {
-  return std::string(what) + " at " + site.file + ":" + std::to_string(site.line);
 }
 
 // ---- Scheduling ----
@@ -273,8 +195,6 @@ void run_block() {
     f.index = {i % x, i / x % y, i / x / y};
     f.returned = false;
     f.waits = nullptr;
-    f.copies.clear();
-    f.groups = 0;
     ready.push_back(i);
   }
   for (int warp = 0; warp * kLanes < threads; ++warp) {
@@ -285,6 +205,7 @@ void run_block() {
   std::fill(dynamic_memory.begin(), dynamic_memory.end(), '\xFF');
   std::memset(reinterpret_cast<void*>(static_memory.begin), 0xFF,
               static_memory.end - static_memory.begin);
+  drop_copies();
   check_block();
   std::vector<int> turn;
   while (running > 0) {
@@ -346,37 +267,6 @@ class Watchdog {
   struct sigaction before_;
 };
 
-// This library in memory, and the calling thread's copy of its thread-local part.
-struct Module {
-  Range range = {~uintptr_t(0), 0}, local = {0, 0};
-};
-
-int find_module(dl_phdr_info* info, size_t, void* result) {
-  Module found;
-  for (const ElfW(Phdr)* p = info->dlpi_phdr; p != info->dlpi_phdr + info->dlpi_phnum; ++p) {
-    if (p->p_type == PT_LOAD) {
-      const uintptr_t begin = info->dlpi_addr + p->p_vaddr;
-      found.range = {std::min(found.range.begin, begin),
-                     std::max(found.range.end, begin + p->p_memsz)};
-    }
-    if (p->p_type == PT_TLS) found.local.end = p->p_memsz;
-  }
-  if (!found.range.has(reinterpret_cast<uintptr_t>(&current))) return 0;
-  if (found.local.end > 0) {
-    size_t index[2] = {info->dlpi_tls_modid, 0};
-    found.local.begin = reinterpret_cast<uintptr_t>(__tls_get_addr(index));
-    found.local.end += found.local.begin;
-  }
-  *static_cast<Module*>(result) = found;
-  return 1;
-}
-
-Module this_module() {
-  Module result;
-  dl_iterate_phdr(find_module, &result);
-  return result;
-}
-
 }  // namespace
 
 void launch(dim3 grid, dim3 block, size_t shared_bytes, void (*body)(const void*),
@@ -398,7 +288,7 @@ void launch(dim3 grid, dim3 block, size_t shared_bytes, void (*body)(const void*
   kernel_body = body;
   kernel_closure = closure;
   threads = static_cast<int>(size);
-  static_memory = this_module().local;
+  static_memory = static_shared();
   dynamic_memory = std::vector<char>(shared_bytes);
   const auto dynamic = reinterpret_cast<uintptr_t>(dynamic_memory.data());
   check_launch(static_memory, {dynamic, dynamic + shared_bytes});
@@ -415,13 +305,12 @@ void launch(dim3 grid, dim3 block, size_t shared_bytes, void (*body)(const void*
 void* dynamic_shared() { return dynamic_memory.data(); }
 
 int meet_block(const char* what, Site site, bool predicate) {
-  for (int i = 0; i < threads && barrier.arrived > 0; ++i) {
-    const Fiber& other = fibers[i];
-    if (other.waits && std::strncmp(other.waits, "__syncthreads", 13) == 0) {
-      if (same(other.site, site)) break;
-      fault("divergent barrier: " + described(what, site) + ", while others wait in " +
-            described(other.waits, other.site));
-    }
+  if (barrier.arrived == 0) {
+    barrier.what = what;
+    barrier.site = site;
+  } else if (!same(barrier.site, site)) {
+    fault("divergent barrier: " + described(what, site) + ", while others wait in " +
+          described(barrier.what, barrier.site));
   }
   ++barrier.arrived;
   barrier.count += predicate;
@@ -476,168 +365,7 @@ std::string thread_name(int rank) {
   return "thread " + triple(rank % x, rank / x % y, rank / x / y);
 }
 
-const Range& module() {
-  static const Range range = this_module().range;
-  return range;
-}
-
-const char* module_path() {
-  static Dl_info info;
-  if (!info.dli_fname) dladdr(&info, &info);
-  return info.dli_fname;
-}
-
-std::string source_line(const void* pc) {
-  char command[4096];  // (the call that pc is the return address of comes before it)
-  std::snprintf(command, sizeof(command), "env -u LD_PRELOAD addr2line -i -e '%s' %#zx",
-                module_path(), reinterpret_cast<uintptr_t>(pc) - 1 - module().begin);
-  std::string lines;
-  FILE* pipe = popen(command, "r");
-  for (char line[1024]; pipe && std::fgets(line, sizeof(line), pipe);) {
-    line[std::strcspn(line, " \n")] = '\0';
-    if (std::strstr(line, "cuda_host/shim.h")) continue;
-    lines += (lines.empty() ? "" : ", called at ") + std::string(line);
-  }
-  if (pipe) pclose(pipe);
-  return lines;
-}
-
-// ---- Exchanges ----
-
-unsigned ballot(const char* what, Site site, unsigned mask, bool predicate) {
-  struct Vote {
-    bool mine;
-    unsigned all;
-  } vote = {predicate, 0};
-  meet_warp(what, site, mask, &vote, [](uint32_t present, void* const* lanes) {
-    unsigned all = 0;
-    for (int i = 0; i < kLanes; ++i) {
-      if (present >> i & 1) all |= unsigned(static_cast<Vote*>(lanes[i])->mine) << i;
-    }
-    for (int i = 0; i < kLanes; ++i) {
-      if (present >> i & 1) static_cast<Vote*>(lanes[i])->all = all;
-    }
-  });
-  return vote.all;
-}
-
-void shuffle(const char* what, Site site, unsigned mask, void* value, size_t size, int from) {
-  struct Exchange {
-    void* value;
-    size_t size;
-    int from;
-    char received[16];
-  } exchange = {value, size, from, {}};
-  if (!(mask >> from & 1)) {
-    fault(described(what, site) + ": lane " + std::to_string(from) +
-          ", whose value is asked for, is not in the mask");
-  }
-  meet_warp(what, site, mask, &exchange, [](uint32_t present, void* const* lanes) {
-    for (int i = 0; i < kLanes; ++i) {
-      if (!(present >> i & 1)) continue;
-      Exchange* to = static_cast<Exchange*>(lanes[i]);
-      if (present >> to->from & 1) {
-        std::memcpy(to->received, static_cast<Exchange*>(lanes[to->from])->value, to->size);
-      }
-    }
-  });
-  std::memcpy(value, exchange.received, size);
-}
-
-// ---- Asynchronous copies ----
-
-// Until the copy is made nothing is there that makes sense.
-void copy_async(void* shared, const void* global, size_t bytes, size_t zeros) {
-  const void* pc = __builtin_return_address(0);
-  check(global, bytes - zeros, Access::kRead, pc);
-  check(shared, bytes, Access::kWrite, pc);
-  if (reinterpret_cast<uintptr_t>(shared) % bytes || reinterpret_cast<uintptr_t>(global) % bytes) {
-    fault("misaligned asynchronous copy of " + std::to_string(bytes) + " bytes", pc);
-  }
-  std::memset(shared, 0xFF, bytes);
-  forget_writes(shared, bytes);
-  current->copies.push_back({shared, global, bytes, zeros, current->groups, pc});
-}
-
-void commit_copies() { ++current->groups; }
-
-void wait_copies(size_t pending) {
-  std::erase_if(current->copies, [&](const Copy& copy) {
-    if (copy.group + pending >= current->groups) return false;
-    check(copy.to, copy.bytes, Access::kWrite, copy.pc);
-    std::memset(copy.to, 0, copy.bytes);
-    std::memcpy(copy.to, copy.from, copy.bytes - copy.zeros);
-    return true;
-  });
-}
-
-// ---- Tensor cores: see csrc/common/tensor_core.h for which lane has what. ----
-
-namespace {
-
-float widened(uint32_t pair, int which, bool bfloat16) {
-  const auto bits = static_cast<uint16_t>(pair >> 16 * which);
-  return bfloat16 ? __bfloat162float(__ushort_as_bfloat16(bits))
-                  : __half2float(__ushort_as_half(bits));
-}
-
-}  // namespace
-
-void multiply_add(Site site, float* d, const uint32_t* a, const uint32_t* b, bool bfloat16) {
-  struct Tiles {
-    float* d;
-    const uint32_t *a, *b;
-    bool bfloat16;
-  } mine = {d, a, b, bfloat16};
-  meet_warp("multiply_add", site, ~0u, &mine, [](uint32_t, void* const* lanes) {
-    float a[16][16], b[16][8];
-    const auto of = [&](int lane) { return *static_cast<Tiles*>(lanes[lane]); };
-    for (int i = 0; i < kLanes; ++i) {
-      const int g = i / 4, t = 2 * (i % 4);
-      for (int k = 0; k < 8; ++k) {  // element k % 2 of register k / 2
-        a[g + k / 2 % 2 * 8][t + k / 4 * 8 + k % 2] =
-            widened(of(i).a[k / 2], k % 2, of(i).bfloat16);
-        if (k < 4) b[t + k / 2 * 8 + k % 2][g] = widened(of(i).b[k / 2], k % 2, of(i).bfloat16);
-      }
-    }
-    for (int i = 0; i < kLanes; ++i) {
-      const int g = i / 4, t = 2 * (i % 4);
-      for (int k = 0; k < 4; ++k) {
-        for (int j = 0; j < 16; ++j) of(i).d[k] += a[g + k / 2 * 8][j] * b[j][t + k % 2];
-      }
-    }
-  });
-}
-
-void load_matrices(Site site, uint32_t* out, const void* row, bool transposed) {
-  const void* pc = __builtin_return_address(0);
-  check(row, 16, Access::kRead, pc);
-  if (reinterpret_cast<uintptr_t>(row) % 16) fault("misaligned row of a matrix", pc);
-  struct Row {
-    uint16_t elements[8];
-    uint32_t out[4];
-    bool transposed;
-  } mine = {{}, {}, transposed};
-  std::memcpy(mine.elements, row, 16);
-  meet_warp("load_matrices", site, ~0u, &mine, [](uint32_t, void* const* lanes) {
-    const auto of = [&](int lane) -> Row& { return *static_cast<Row*>(lanes[lane]); };
-    for (int i = 0; i < kLanes; ++i) {
-      const int g = i / 4, t = 2 * (i % 4);
-      for (int m = 0; m < 4; ++m) {
-        const auto at = [&](int y, int x) -> uint32_t { return of(8 * m + y).elements[x]; };
-        of(i).out[m] =
-            of(i).transposed ? at(t, g) | at(t + 1, g) << 16 : at(g, t) | at(g, t + 1) << 16;
-      }
-    }
-  });
-  std::memcpy(out, mine.out, sizeof(mine.out));
-}
-
 }  // namespace cuda_host
-
-void __syncwarp(unsigned mask, const char* file, int line) {
-  cuda_host::meet_warp("__syncwarp", {file, line}, mask, nullptr, nullptr);
-}
 
 // ---- Of CUDA's library, what csrc/common calls. ----
 
