@@ -65,7 +65,7 @@ template <typename T>
 __device__ __forceinline__ T fetch(const T* p) {
   const auto word = __ldg(reinterpret_cast<const Word<sizeof(T)>*>(p));
   T value;
-  memcpy(&value, &word, sizeof(T));
+  memcpy(static_cast<void*>(&value), &word, sizeof(T));
   return value;
 }
 

@@ -21,21 +21,11 @@ ROOT = SHIM.parent.parent
 CSRC = ROOT / "csrc"
 OUTPUT = ROOT / "build" / "cuda_host"
 
-#: The compiler does not instrument where a called function puts its result: everything is inlined.
-_INLINE = [
-    "-finline-functions",
-    "-finline-small-functions",
-    "--param=early-inlining-insns=1000",
-    "--param=max-inline-insns-auto=2000",
-    "--param=max-inline-insns-single=2000",
-    "--param=inline-unit-growth=1000",
-    "--param=large-function-growth=10000",
-    "--param=large-stack-frame-growth=10000",
-]
 _CHECKED = [
     "-fsanitize=thread,bounds,alignment,signed-integer-overflow",
     "--param=tsan-instrument-func-entry-exit=0",
-    *_INLINE,
+    "-finline-small-functions",
+    "-Wno-attributes",
 ]
 
 #: For each build the flags of everything, and those of the kernels besides.

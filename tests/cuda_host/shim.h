@@ -41,7 +41,21 @@ extern dim3 blockDim, gridDim;
 constexpr int warpSize = 32;
 
 #if defined(CUDA_HOST_CHECKED)
+// The compiler does not instrument the place where a function that was called leaves a class: such
+// functions are inlined, and what CUDA's conversions return is copied.
+#undef __device__
+#define __device__ __attribute__((always_inline))
 namespace cuda_host {
+template <typename T>
+CUDA_HOST_INLINE T copied(const T& value) {
+  T copy;
+  std::memcpy(static_cast<void*>(&copy), &value, sizeof(T));
+  return copy;
+}
+#define __float2half_rn(x) cuda_host::copied(__float2half_rn(x))
+#define __float2bfloat16_rn(x) cuda_host::copied(__float2bfloat16_rn(x))
+
+// The memory of a tensor, from its first element to its last.
 template <typename T, typename Tensor>
 void touches(const Tensor& x) {
   int64_t last = 0;
@@ -131,9 +145,9 @@ template <typename T, typename Change>
 CUDA_HOST_UNCHECKED __attribute__((noinline)) T atomic(T* p, const Change& change) {
   check(p, sizeof(T), Access::kAtomic, __builtin_return_address(0));
   T before;  // (copied as bytes: assignments of classes are functions, which would be checked)
-  std::memcpy(&before, p, sizeof(T));
+  std::memcpy(static_cast<void*>(&before), p, sizeof(T));
   const T after = change(before);
-  std::memcpy(p, &after, sizeof(T));
+  std::memcpy(static_cast<void*>(p), &after, sizeof(T));
   return before;
 }
 }  // namespace cuda_host
