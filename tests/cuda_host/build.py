@@ -5,6 +5,7 @@ The result is kept in `build/cuda_host`, under a name that tells of everything i
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib.util
 import os
@@ -164,7 +165,14 @@ def together(folder: Path) -> Path:
 
 
 def library(kind: str, sources: Iterable[Path]) -> Path:
-    """These CUDA sources and the shim as one shared library."""
+    """These CUDA sources and the shim as one shared library, made by one process at a time."""
+    OUTPUT.mkdir(parents=True, exist_ok=True)
+    with open(OUTPUT / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _library(kind, sources)
+
+
+def _library(kind: str, sources: Iterable[Path]) -> Path:
     # The shim first: of functions of the standard library that both hold, its own are linked,
     # which do not call back.
     shim = [s for s in sorted(SHIM.glob("*.cpp")) if kind == "checked" or s.stem != "checker"]

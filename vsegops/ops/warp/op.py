@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..._determinism import nondeterministic, runs_cuda_kernels
+from ..._determinism import atomic_on_cuda
 from ..._layout import empty_like_layout, layout_of, skipped
 from ..._register import Operator, register
 
@@ -63,8 +63,8 @@ def _given(wanted: int, gradients: Sequence[Tensor]) -> tuple[Tensor | None, ...
 
 def _check_determinism(ops: Any, needs: Sequence[bool], name: str, grad: Tensor) -> None:
     """The CUDA kernels sum the input's gradient by atomic additions, in any order."""
-    if needs[0] and runs_cuda_kernels(ops.name, grad):
-        nondeterministic(f"vsegops::{name}")
+    if needs[0]:
+        atomic_on_cuda(ops, name, grad)
 
 
 def _warp_backward(
