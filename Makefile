@@ -14,7 +14,7 @@ EXTRAS_bench := bench
 EXTRAS_test := models,bench,test,triton
 EXTRAS_lint := lint
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
-CXX_FILES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+CXX_FILES := $(shell find csrc tests/cuda_host -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: help build demo test bench lint format wheel clean distclean
 .DELETE_ON_ERROR:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..._determinism import nondeterministic
+from ..._determinism import atomic_on_cuda
 from ..._layout import empty_like_layout, layout_of, skipped
 from ..._register import Operator, register
 
@@ -62,9 +62,9 @@ def _given(wanted: int, gradients: Sequence[Tensor]) -> tuple[Tensor | None, ...
 
 
 def _check_determinism(ops: Any, needs: Sequence[bool], name: str, grad: Tensor) -> None:
-    """On a GPU the input's gradient is summed by atomic additions, in any order."""
-    if needs[0] and grad.is_cuda and ops.name == "vsegops":
-        nondeterministic(f"vsegops::{name}")
+    """The CUDA kernels sum the input's gradient by atomic additions, in any order."""
+    if needs[0]:
+        atomic_on_cuda(ops, name, grad)
 
 
 def _warp_backward(
