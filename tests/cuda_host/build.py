@@ -64,24 +64,24 @@ class BuildError(RuntimeError):
 _failed: dict[Path, BuildError] = {}
 
 
+@cache
 def cuda_headers() -> Path | None:
-    """nvcc's headers, or else those that a Python package brings along."""
+    """nvcc's headers, or else those that NVIDIA's Python packages bring along, where complete."""
     homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
     if nvcc := shutil.which("nvcc"):
         homes.append(str(Path(nvcc).resolve().parent.parent))
     folders = [Path(home, "include") for home in homes if home]
-    for package, inside in (("nvidia", "cu13/include"), ("triton", "backends/nvidia/include")):
-        spec = importlib.util.find_spec(package)
-        for location in (spec and spec.submodule_search_locations) or ():
-            folders.append(Path(location, inside))
-    needed = ("cuda_runtime.h", "cuda_fp16.h", "cuda_bf16.h", "crt/host_defines.h")
+    spec = importlib.util.find_spec("nvidia")
+    for location in (spec and spec.submodule_search_locations) or ():
+        folders += sorted(Path(location).glob("cu*/include"))
+    needed = ("cuda_runtime.h", "cuda_fp16.h", "cuda_bf16.h", "crt/host_defines.h", "nv/target")
     return next((f for f in folders if all((f / name).exists() for name in needed)), None)
 
 
 def missing() -> str | None:
     """Why CUDA sources cannot be built for the host here; None if they can."""
     if cuda_headers() is None:
-        return "CUDA's headers were not found (looked at nvcc's, and in the package triton)"
+        return "CUDA's headers were not found (looked at CUDA_HOME, CUDA_PATH, nvcc's, and in packages)"
     if shutil.which(_compiler()) is None:
         return f"the compiler {_compiler()} was not found"
     return None
