@@ -2,13 +2,18 @@
 
 from ._backends import BackendStatus, backends, use_backend
 from ._version import __version__
+from .ops.guided_filter import DELAYS_3X3, DELAYS_5X5, guided_filter, label_edges
 from .ops.warp import flow_warp, warp_correct
 
 __all__ = [
+    "DELAYS_3X3",
+    "DELAYS_5X5",
     "BackendStatus",
     "__version__",
     "backends",
     "flow_warp",
+    "guided_filter",
+    "label_edges",
     "use_backend",
     "warp_correct",
 ]
