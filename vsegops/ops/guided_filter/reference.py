@@ -127,5 +127,5 @@ def label_edges(logits: Tensor, flow: Tensor | None, *options: Any) -> Tensor:
     for dy in (-1, 0, 1):
         for dx in (-1, 0, 1):
             laplacian += _shifted(label, dy, dx)
-    edges = (laplacian != 0).double() if response == "binary" else laplacian.double().sigmoid()
-    return rounded_like(edges, logits)
+    edges = laplacian != 0 if response == "binary" else laplacian.double().sigmoid()
+    return edges.to(logits.dtype).contiguous()
