@@ -32,14 +32,14 @@ def _fake_filter_backward(
     grad: Tensor, logits: Tensor, intra: Tensor, guide: Tensor, flow: Tensor | None, *options: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     wanted, layout = options[-1], layout_of(logits)
-    d_logits, d_intra, d_guide = (
-        empty_like_layout(x, layout=layout) if wanted & bit else skipped(x)
-        for x, bit in ((logits, LOGITS), (intra, INTRA), (guide, GUIDE))
-    )
-    if flow is None:
-        return d_logits, d_intra, d_guide, skipped(logits)
-    d_flow = flow.new_empty(flow.shape) if wanted & FLOW else skipped(flow)
-    return d_logits, d_intra, d_guide, d_flow
+
+    def like(x: Tensor, bit: int) -> Tensor:
+        return empty_like_layout(x, layout=layout) if wanted & bit else skipped(x)
+
+    d_flow = skipped(logits)
+    if flow is not None:
+        d_flow = flow.new_empty(flow.shape) if wanted & FLOW else skipped(flow)
+    return like(logits, LOGITS), like(intra, INTRA), like(guide, GUIDE), d_flow
 
 
 def _filter_backward(
@@ -55,7 +55,7 @@ def _filter_backward(
 
 
 def _fake_edges(logits: Tensor, *_: Any) -> Tensor:
-    n, _, h, w = logits.shape
+    n, h, w = logits.shape[0], *logits.shape[2:]
     return logits.new_empty(n, 1, h, w)  # one channel: the same in both layouts
 
 
