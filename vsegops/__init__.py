@@ -1,5 +1,6 @@
 """vsegops: fused operators for fast semantic segmentation of video and images."""
 
+from . import nn
 from ._backends import BackendStatus, backends, use_backend
 from ._version import __version__
 from .ops.guided_filter import DELAYS_3X3, DELAYS_5X5, guided_filter, label_edges
@@ -14,6 +15,7 @@ __all__ = [
     "flow_warp",
     "guided_filter",
     "label_edges",
+    "nn",
     "use_backend",
     "warp_correct",
 ]
