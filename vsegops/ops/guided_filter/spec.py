@@ -154,7 +154,7 @@ _FILTERS: tuple[tuple[str, tuple[Any, ...], dict[str, Any]], ...] = (
 )
 
 _EDGES: tuple[tuple[str, tuple[Any, ...], dict[str, Any]], ...] = (
-    ("flow", (2, 5, (13, 17)), _FLOW),
+    ("flow", (2, 5, (13, 17)), {"magnitude": 0.5}),
     ("no flow", (2, 5, (13, 17)), {}),
     ("sigmoid", (1, 19, (11, 33)), {"response": "sigmoid"}),
     ("sigmoid, flow", (1, 19, (11, 33)), {"magnitude": 0.5, "response": "sigmoid", "scale": 0.25}),
