@@ -570,7 +570,7 @@ _ROWS, _COLUMNS = 8, 32
 def label_edges(logits: Tensor, flow: Tensor | None, *options: Any) -> Tensor:
     *scale, padding_mode, response = options
     n, c, h, w = logits.shape
-    output = logits.new_empty(n, 1, h, w)
+    output = empty_like_layout(logits, (n, 1, h, w))  # one channel: the same in both layouts
     if output.numel() == 0:
         return output
     logits = dense(logits, layout_of(logits))
