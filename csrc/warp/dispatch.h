@@ -3,6 +3,7 @@
 #pragma once
 
 #include <string>
+#include <tuple>
 
 #include "../common/binding.h"
 #include "../common/sampling.h"
@@ -34,5 +35,12 @@ void dispatch(ScalarType features, ScalarType flow, const Run& run) {
     default: STD_TORCH_CHECK(false, "features: expected a floating dtype");
   }
 }
+
+// The gradients of flow_warp, for families whose own end where S begins: operators.h has it, and is
+// compiled into the same library.
+__attribute__((visibility("hidden"))) std::tuple<Tensor, Tensor> flow_warp_backward(
+    const Tensor& grad, const Tensor& input, const Tensor& flow, double scale_x, double scale_y,
+    bool semantic, bool align_corners, const std::string& mode, const std::string& padding_mode,
+    int64_t wanted);
 
 }  // namespace vsegops::warp
