@@ -81,7 +81,7 @@ def cuda_headers() -> Path | None:
 def missing() -> str | None:
     """Why CUDA sources cannot be built for the host here; None if they can."""
     if cuda_headers() is None:
-        return "CUDA's headers were not found (looked at CUDA_HOME, CUDA_PATH, nvcc's, and in packages)"
+        return "CUDA's headers were not found (looked at CUDA_HOME, CUDA_PATH, nvcc, packages)"
     if shutil.which(_compiler()) is None:
         return f"the compiler {_compiler()} was not found"
     return None
