@@ -748,7 +748,9 @@ void backward(const Backward<T, F, Flow>& given, const Context& context) {
                                  {given.d_logits, channels_last},
                                  {given.d_source, channels_last},
                                  {given.d_intra, channels_last}};
-    launch_split(adjoint_kernel<Window, T, F>, like, call, context);
+    // (The places and weights of 17 neighbours are more than the registers hold.)
+    using Gathered = std::conditional_t<std::is_same_v<Window, Window5>, AnyWindow, Window>;
+    launch_split(adjoint_kernel<Gathered, T, F>, like, call, context);
   });
 }
 
