@@ -11,7 +11,7 @@ import zlib
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def _generator(name: str) -> np.random.Generator:
@@ -28,3 +28,24 @@ def features(name: str, *shape: int, bound: float) -> Tensor:
     """Uniform in [-bound, bound)."""
     values = _generator(f"input/{name}").uniform(-bound, bound, shape)
     return torch.from_numpy(values.astype(np.float32))
+
+
+def parameter(name: str, *shape: int) -> Tensor:
+    """An entry of a state dict: a weight, or what belongs to a normalisation layer or a bias."""
+    if name.endswith("num_batches_tracked"):
+        return torch.zeros(shape, dtype=torch.int64)
+    if name.endswith("running_var"):
+        values = 0.5 + _generator(name).random(shape)
+    elif name.endswith(("running_mean", "bias")):
+        values = 0.1 * _generator(name).standard_normal(shape)
+    elif len(shape) == 1:  # the scale of a normalisation layer
+        values = 1.0 + 0.1 * _generator(name).standard_normal(shape)
+    else:
+        return weight(name, *shape)
+    return torch.from_numpy(values.astype(np.float32))
+
+
+def fill(module: nn.Module, prefix: str) -> None:
+    """Give the entries of a module that the golden module calls `prefix` their values."""
+    state = module.state_dict()
+    module.load_state_dict({k: parameter(f"{prefix}.{k}", *x.shape) for k, x in state.items()})

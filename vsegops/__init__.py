@@ -1,14 +1,21 @@
 """vsegops: fused operators for fast semantic segmentation of video and images."""
 
+from . import nn
 from ._backends import BackendStatus, backends, use_backend
 from ._version import __version__
+from .ops.guided_filter import DELAYS_3X3, DELAYS_5X5, guided_filter, label_edges
 from .ops.warp import flow_warp, warp_correct
 
 __all__ = [
+    "DELAYS_3X3",
+    "DELAYS_5X5",
     "BackendStatus",
     "__version__",
     "backends",
     "flow_warp",
+    "guided_filter",
+    "label_edges",
+    "nn",
     "use_backend",
     "warp_correct",
 ]

@@ -9,6 +9,12 @@ import torch
 from torch import Tensor
 
 FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+PADDING_MODES = ("zeros", "border")
+
+#: Positions are integers of 32 bits with room for a clamped flow (see csrc/common/sampling.h).
+MAX_SIZE = 2**30
+
+_LARGEST = torch.finfo(torch.float32).max
 
 
 def describe(value: Any) -> str:
@@ -78,3 +84,33 @@ def check_option(name: str, value: Any, options: Sequence[str]) -> None:
 def check_bool(name: str, value: Any) -> None:
     if not isinstance(value, bool):
         raise error(name, "True or False", value)
+
+
+def check_size(name: str, value: Tensor) -> None:
+    """Check that positions in an image can be counted."""
+    if max(value.shape[2:]) > MAX_SIZE:
+        raise error(name, f"height and width up to {MAX_SIZE}", value)
+
+
+def check_flow(name: str, flow: Any, shape: Sequence[int | str], features: Tensor) -> None:
+    """Check a flow along which `features` are sampled."""
+    check_tensor(name, flow, shape, like=features)
+    dtype = effective_dtype(features)
+    if flow.dtype not in (torch.float32, dtype):  # autocast leaves a flow
+        raise error(name, f"dtype {dtype} or torch.float32", flow)
+    check_size(name, flow)
+
+
+def flow_scale(scale: Any) -> tuple[float, float, bool]:
+    """A flow's `scale` as the operators take it: (scale_x, scale_y, semantic)."""
+    if isinstance(scale, str) and scale == "semantic":
+        return 1.0, 1.0, True  # computed from the sizes, inside: a float would be recompiled for
+    pair = (scale, scale) if isinstance(scale, (int, float)) else scale
+    if not isinstance(pair, Sequence) or len(pair) != 2 or not all(map(is_finite, pair)):
+        raise error("scale", "a finite number, a pair (x, y) of them or 'semantic'", scale)
+    return float(pair[0]), float(pair[1]), False
+
+
+def is_finite(x: Any) -> bool:  # (math.isfinite cannot be traced with a symbolic number)
+    """Whether `x` is a number that float32 can hold."""
+    return isinstance(x, (int, float)) and -_LARGEST < x < _LARGEST

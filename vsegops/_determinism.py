@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import torch
+from torch import Tensor
 
 
 def nondeterministic(operator: str) -> None:
@@ -22,3 +24,14 @@ def nondeterministic(operator: str) -> None:
     if not torch.is_deterministic_algorithms_warn_only_enabled():
         raise RuntimeError(message)
     warnings.warn(message, stacklevel=2)
+
+
+def atomic_on_cuda(ops: Any, operator: str, grad: Tensor) -> None:
+    """Say that the compiled CUDA kernel of `operator` sums by atomic additions, in any order.
+
+    Args:
+        ops: the namespace of the forward; only the compiled one is meant.
+        operator: the backward's name.
+    """
+    if grad.is_cuda and ops.name == "vsegops":
+        nondeterministic(f"vsegops::{operator}")

@@ -27,6 +27,11 @@ def empty_like_layout(
     )
 
 
+def dense(x: Tensor, layout: torch.memory_format) -> Tensor:
+    """`x` in that layout, copied where it is not."""
+    return x.contiguous(memory_format=layout)
+
+
 def skipped(x: Tensor) -> Tensor:
     """What stands for a gradient that nobody wants."""
     return x.new_empty(0)

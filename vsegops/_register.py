@@ -86,6 +86,16 @@ def call(name: str, tensor: torch.Tensor, *arguments: Any) -> Any:
     return _overloads[select(tensor).name, name](*arguments)
 
 
+def wanted_bits(needs: Sequence[bool]) -> int:
+    """What a backward's `wanted` says: a bit for each argument that needs a gradient."""
+    return sum(1 << i for i, need in enumerate(needs) if need)
+
+
+def only_wanted(wanted: int, gradients: Sequence[Any]) -> tuple[Any, ...]:
+    """The gradients, None in place of those that were not computed."""
+    return tuple(x if wanted & (1 << i) else None for i, x in enumerate(gradients))
+
+
 @contextmanager
 def undispatched() -> Iterator[None]:
     """Call the reference's functions themselves, so that autograd sees the PyTorch inside."""

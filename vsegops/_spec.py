@@ -52,6 +52,12 @@ class Maker:
         """Standard normal, in the maker's layout where there are four dimensions."""
         return self._place(self._normal(shape), self.dtype)
 
+    def regions(self, n: int, c: int, h: int, w: int, side: int = 4) -> Tensor:
+        """The same, constant in squares of `side` pixels: logits of a map with regions in it."""
+        values = self._normal((n, c, -(-h // side), -(-w // side)))
+        values = values.repeat_interleave(side, 2).repeat_interleave(side, 3)
+        return self._place(values[..., :h, :w], self.dtype)
+
     def unit(self, *shape: int) -> Tensor:
         """Uniform in [0, 1): gates, attention."""
         values = torch.rand(shape, generator=self._generator, dtype=torch.float64)

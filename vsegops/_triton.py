@@ -1,5 +1,10 @@
 # mypy: disable-error-code="no-untyped-def"
-"""What the Triton kernels of all families share: launching, and exact sampling positions.
+"""What the Triton kernels of all families share: launching, tiles, and exact sampling positions.
+
+A program takes some pixels of one image and walks over the channels in tiles [BLOCK_C channels,
+BLOCK_P pixels]. Of contiguous tensors neighbouring lanes hold neighbouring pixels, one each, so
+that a gather touches few cache lines. Of channels_last ones a lane holds neighbouring channels, 16
+bytes of them.
 
 Kernels are launched without contraction (`enable_fp_fusion=False`): a product and a sum that the
 compiler fuses behind our backs would spoil the exact products below and make results differ
@@ -10,7 +15,7 @@ from __future__ import annotations
 
 import os
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -42,6 +47,114 @@ def last_offset(x: Tensor) -> int:
     return sum((size - 1) * stride for size, stride in strided)
 
 
+def flow_scales(
+    scale_x: float,
+    scale_y: float,
+    semantic: bool,
+    align_corners: bool,
+    source: tuple[int, int],
+    size: tuple[int, int],
+) -> tuple[float, float]:
+    """Pixels per unit of flow along x and y."""
+    if not semantic:
+        return scale_x, scale_y
+    less = 1 if align_corners else 0
+    (h, w), (height, width) = source, size
+    return (w - less) / (2 * width), (h - less) / (2 * height)
+
+
+# --- tiles -------------------------------------------------------------------------------------
+
+
+class Tile(NamedTuple):
+    pixels: int
+    channels: int
+    num_warps: int
+
+
+#: Programs that fill a large GPU (132 to 148 multiprocessors) a few times over.
+_ENOUGH_PROGRAMS = 512
+
+
+def tile_of(
+    pixels: int, channels: int, itemsize: int, *, channels_last: bool, backward: bool
+) -> Tile:
+    """Tile and number of warps, by reasoning; the place for recorded configurations.
+
+    A thread holds a few elements of the tile, so that a few gathers are in flight beside those of
+    the other warps; the backward needs more registers for each. Where the pixels are few, a
+    program takes fewer of them and its warps share out the channels. channels_last: a thread holds
+    one access of 16 bytes (backward: of what is added, which is float32) where Triton vectorises,
+    and few threads share a pixel, because each of them computes the position anew.
+    """
+    padded = triton.next_power_of_2(channels)
+    if INTERPRETED.value:  # a program takes milliseconds, whatever its size
+        return Tile(128, min(padded, 16), 1)
+    if channels_last:
+        vector = min(16 // itemsize, 4 if backward else 8)
+        if channels % 16 != 0:  # one channel a lane, and so many pixels
+            vector = 1 if backward else 2
+        num_warps, block_c = 4, min(padded, 32)
+        return Tile(32 * num_warps * vector // block_c, block_c, num_warps)
+    block_p = 128
+    while block_p > 32 and pixels < block_p * _ENOUGH_PROGRAMS:
+        block_p //= 2
+    num_warps = 8 if pixels < block_p * _ENOUGH_PROGRAMS and padded >= 32 else 4
+    elements = 32 * num_warps * (2 if backward else 4)
+    return Tile(block_p, min(padded, elements // block_p), num_warps)
+
+
+@triton.jit
+def pixels_of_program(
+    H, W, BLOCK_P: tl.constexpr, INDEX: tl.constexpr, CHANNELS_LAST: tl.constexpr
+):
+    """This program's image and pixels: n, index in the image, whether it is in the image, y, x."""
+    size = H.to(INDEX) * W
+    programs = tl.cdiv(size, BLOCK_P)
+    n = tl.program_id(0) // programs
+    pixel = (tl.program_id(0) - n * programs) * BLOCK_P + tl.arange(0, BLOCK_P)
+    if not CHANNELS_LAST:
+        # One pixel a lane: told that they are contiguous, the compiler would give 4 to each, and
+        # each gather would touch four times the cache lines.
+        pixel = tl.max_contiguous(pixel, 1)
+    y = pixel // W
+    return n.to(tl.int64), pixel, pixel < size, y, pixel - y * W
+
+
+@triton.jit
+def channel_offsets(pixel, C, size, BLOCK_C: tl.constexpr, CHANNELS_LAST: tl.constexpr):
+    """Offsets of the first tile of channels in one image of `size` pixels: [BLOCK_C, BLOCK_P]."""
+    channel = tl.arange(0, BLOCK_C)[:, None]
+    if CHANNELS_LAST:
+        return channel + pixel[None, :] * C
+    else:
+        return channel * size + pixel[None, :]
+
+
+@triton.jit
+def channel_step(size, BLOCK_C: tl.constexpr, CHANNELS_LAST: tl.constexpr):
+    """From one tile of channels to the next, in an image of `size` pixels."""
+    if CHANNELS_LAST:
+        return tl.full((), BLOCK_C, tl.int64)
+    else:
+        return size.to(tl.int64) * BLOCK_C
+
+
+@triton.jit
+def real_channels(start, C, BLOCK_C: tl.constexpr, WHOLE: tl.constexpr):
+    """Which channels of a tile exist: [BLOCK_C, 1]. `WHOLE`: known to be all."""
+    if WHOLE:
+        return tl.full((BLOCK_C, 1), True, tl.int1)
+    else:
+        return (start + tl.arange(0, BLOCK_C) < C)[:, None]
+
+
+@triton.jit
+def add(pointer, value, mask):
+    """Add to memory, in any order."""
+    tl.atomic_add(pointer, value, mask=mask, sem="relaxed")
+
+
 @triton.jit
 def rounded(x, dtype: tl.constexpr):
     """`x` rounded to `dtype`, half to even. (The interpreter's own bfloat16 conversion is not.)"""
@@ -50,6 +163,9 @@ def rounded(x, dtype: tl.constexpr):
         bits += 0x7FFF + ((bits >> 16) & 1)
         x = tl.where(x == x, ((bits >> 16) << 16).to(tl.float32, bitcast=True), x)
     return x.to(dtype)
+
+
+# --- positions ---------------------------------------------------------------------------------
 
 
 @triton.jit
@@ -147,3 +263,47 @@ def axis_taps(
         low_inside = low >= 0  # always
         high_inside = low_inside
     return low, low_inside, high, high_inside, fraction
+
+
+@triton.jit
+def bilinear_taps(
+    flow, n, y, x, exists, scale_x, scale_y, h, w, H, W, flow_n, flow_c, flow_y, flow_x,
+    COMPUTE: tl.constexpr, INDEX: tl.constexpr, ALIGN_CORNERS: tl.constexpr,
+    SAME_SIZE: tl.constexpr, NEAREST: tl.constexpr, BORDER: tl.constexpr,
+):  # fmt: skip
+    """The 4 pixels around each position: their indices, whether they are inside, the fractions.
+
+    They come in the order (y, x), (y, x+1), (y+1, x), (y+1, x+1).
+    """
+    flow += n * flow_n + y * flow_y + x * flow_x
+    along_x = tl.load(flow, mask=exists, other=0.0)
+    along_y = tl.load(flow + flow_c, mask=exists, other=0.0)
+    x0, x0_inside, x1, x1_inside, fx = axis_taps(
+        x, along_x, scale_x, w, W, COMPUTE, INDEX, ALIGN_CORNERS, SAME_SIZE, NEAREST, BORDER
+    )
+    y0, y0_inside, y1, y1_inside, fy = axis_taps(
+        y, along_y, scale_y, h, H, COMPUTE, INDEX, ALIGN_CORNERS, SAME_SIZE, NEAREST, BORDER
+    )
+    y0_inside &= exists
+    y1_inside &= exists
+    row0 = y0.to(INDEX) * w
+    row1 = y1.to(INDEX) * w
+    return (
+        row0 + x0, row0 + x1, row1 + x0, row1 + x1,
+        y0_inside & x0_inside, y0_inside & x1_inside, y1_inside & x0_inside, y1_inside & x1_inside,
+        fx, fy,
+    )  # fmt: skip
+
+
+@triton.jit
+def bilinear_weights(fy, fx):
+    """The weights of the 4 pixels, in the same order."""
+    return (1 - fy) * (1 - fx), (1 - fy) * fx, fy * (1 - fx), fy * fx
+
+
+@triton.jit
+def bilinear_slopes(i00, i01, i10, i11, fy, fx):
+    """How the sampled value changes along x and along y."""
+    along_x = tl.fma(i11 - i10, fy[None, :], (i01 - i00) * (1 - fy)[None, :])
+    along_y = tl.fma(i11 - i01, fx[None, :], (i10 - i00) * (1 - fx)[None, :])
+    return along_x, along_y

@@ -10,6 +10,7 @@
 #include <immintrin.h>
 #endif
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
@@ -194,6 +195,28 @@ inline void stream_fence() {
 template <typename F>
 VSEGOPS_HD Vector<F> first_lane(F x) {
   return Vector<F>{x};
+}
+
+// exp(x) to 2 units in the last place for x in [-87, 88], and of the nearer end beyond; NaN for
+// NaN. With x = k log(2) + r: 2^k by its exponent bits, and a Taylor polynomial of degree 7 for |r|
+// < 0.35.
+VSEGOPS_HD Vector<float> exp(Vector<float> x) {
+  constexpr float kLog2High = 0x1.62e4p-1f, kLog2Low = 0x1.7f7d1cp-20f;  // (k * high is exact)
+  constexpr float kRound = 0x1.8p23f;  // adding it rounds to an integer
+  x = x < -87.0f ? Vector<float>{} - 87.0f : x;
+  x = x > 88.0f ? Vector<float>{} + 88.0f : x;
+  const Vector<float> shifted = x * 1.44269504f + kRound;
+  const Vector<float> k = shifted - kRound;
+  const Vector<float> r = x - k * kLog2High - k * kLog2Low;
+  Vector<float> sum = Vector<float>{} + 1.0f / 5040;
+  for (float coefficient : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) {
+    sum = sum * r + coefficient;
+  }
+  return sum * (Vector<float>)(((Vector<uint32_t>)shifted + 127) << 23);
+}
+VSEGOPS_HD Vector<double> exp(Vector<double> x) {
+  for (int i = 0; i < kLanes<double>; ++i) x[i] = std::exp(x[i]);
+  return x;
 }
 
 // ---- Transposition ----

@@ -20,9 +20,8 @@
 namespace vsegops::warp {
 namespace {
 
-constexpr int64_t kBackwardTile = 1024;     // pixels
-constexpr int64_t kFewPlanes = 4;           // up to so many channels a panel would be mostly empty
-constexpr int64_t kKeptScratch = 16 << 20;  // bytes that a thread keeps from call to call
+constexpr int64_t kBackwardTile = 1024;  // pixels
+constexpr int64_t kFewPlanes = 4;        // up to so many channels a panel would be mostly empty
 
 // Adds what kLanes pixels, from `first` on, contribute to the slopes of u and v, given the products
 // of gradient and source at their four taps, in memory order.

@@ -2,6 +2,8 @@
 // and P pixels of float32, so memory bounds it once the taps are found by vectors.
 #pragma once
 
+#include <tuple>
+
 #include "cpu_tile.h"
 
 namespace vsegops::warp {
@@ -72,6 +74,48 @@ void warp_plane_sparsely(const T* source, const Steps& steps, const Tile<F>& til
   }
 }
 
+// The first pixel of a plane that a tile of `count` pixels touches, and how many from there on.
+template <typename F>
+std::pair<int64_t, int64_t> touched(const Tile<F>& tile, int64_t count, const Steps& steps,
+                                    int64_t plane) {
+  const auto [low, high] = std::minmax_element(tile.offset, tile.offset + count);
+  return {*low, std::min<int64_t>(*high + steps.row + steps.pair + 1, plane) - *low};
+}
+
+// The planes of an image in the type that is computed in. What a tile touches of them is widened
+// first for half precision; a single pixel is copied as well, beside a zero, so that it makes a
+// pair. The offsets of `tile`, `count` of them, change accordingly.
+template <typename T, typename F>
+class SourcePlanes {
+ public:
+  SourcePlanes(const T* source, int64_t plane, const Steps& steps, const Tile<F>& tile,
+               int64_t count)
+      : source_(source), plane_(plane) {
+    if (std::is_same_v<T, F> && plane > 1) return;
+    std::tie(first_, length_) = touched(tile, count, steps, plane);
+    for (int64_t i = 0; i < count; ++i) tile.offset[i] -= static_cast<int32_t>(first_);
+    copy_ = thread_scratch<F, SourcePlanes>(length_ + 2 * kLanes<F>);
+    std::fill_n(copy_, length_ + 2 * kLanes<F>, F(0));
+  }
+
+  // Plane c; of a copy, until the next one is asked for.
+  const F* operator[](int64_t c) const {
+    const T* from = source_ + c * plane_ + first_;
+    if (!copy_) return reinterpret_cast<const F*>(from);
+    for (int64_t i = 0; i < length_; ++i) copy_[i] = widen(from[i]);
+    return copy_;
+  }
+
+  // Where plane c + 1 stands, relative to plane c.
+  int64_t next() const { return copy_ ? 0 : plane_; }
+
+ private:
+  const T* const source_;
+  const int64_t plane_;
+  int64_t first_ = 0, length_ = 0;
+  F* copy_ = nullptr;
+};
+
 template <typename T, typename F, typename Flow>
 void forward_planar_tile(const Forward<T, F, Flow>& call, int64_t n, int64_t begin, int64_t end,
                          const Tile<F>& tile, bool streamed) {
@@ -82,40 +126,21 @@ void forward_planar_tile(const Forward<T, F, Flow>& call, int64_t n, int64_t beg
   const int64_t at = n * call.out.c * out_plane + begin;
   T* out = call.out.data + at;
   const T* correction = call.correction.data ? call.correction.data + at : nullptr;
-  // What the tile touches of the source has to be widened first for half precision.
-  const bool copied = !std::is_same_v<T, F>;
-  int64_t first = 0, length = 0;
-  if (copied) {
-    const auto [low, high] = std::minmax_element(tile.offset, tile.offset + count);
-    first = *low;
-    length = std::min<int64_t>(*high + steps.row + steps.pair + 1, plane) - first;
-  }
-  if (plane == 1 || (copied && length > kSparse * count)) {
+  const bool widened = !std::is_same_v<T, F>;
+  if (plane == 1 || (widened && touched(tile, count, steps, plane).second > kSparse * count)) {
     for (int64_t c = 0; c < call.out.c; ++c) {
       warp_plane_sparsely(source + c * plane, steps, tile, count,
                           correction ? correction + c * out_plane : nullptr, out + c * out_plane);
     }
     return;
   }
-  F* copy = nullptr;
-  if (copied) {
-    for (int64_t i = 0; i < count; ++i) tile.offset[i] -= static_cast<int32_t>(first);
-    for (int64_t i = count; i % kLanes<F> != 0; ++i) tile.offset[i] = 0;
-    copy = thread_scratch<F, Tile<T>>(length + 2 * kLanes<F>);
-    std::fill_n(copy + length, 2 * kLanes<F>, F(0));
-  }
+  const SourcePlanes<T, F> planes(source, plane, steps, tile,
+                                  ceil_div(count, kLanes<F>) * kLanes<F>);
   const auto run = [&](auto with_correction, auto with_stream) {
     for (int64_t c = 0; c < call.out.c; ++c) {
-      const F* from;
-      if (copied) {
-        for (int64_t i = 0; i < length; ++i) copy[i] = widen(source[c * plane + first + i]);
-        from = copy;
-      } else {
-        from = reinterpret_cast<const F*>(source + c * plane);
-      }
       warp_plane<with_correction(), with_stream()>(
-          from, steps.row, tile, count, correction ? correction + c * out_plane : nullptr,
-          copied ? 0 : plane, out_plane, out + c * out_plane);
+          planes[c], steps.row, tile, count, correction ? correction + c * out_plane : nullptr,
+          planes.next(), out_plane, out + c * out_plane);
     }
   };
   const auto with_stream = [&](auto with_correction) {
@@ -130,9 +155,9 @@ void forward_planar_tile(const Forward<T, F, Flow>& call, int64_t n, int64_t beg
 
 // ---- Forward, channels_last: vectors over channels. ----
 
-template <bool Corrected, bool Stream, typename T, typename F>
+template <bool Corrected, bool Stream, typename T, typename F, typename Out>
 void warp_pixels(const T* source, int64_t channels, const Steps& steps, const Tile<F>& tile,
-                 int64_t count, const T* correction, T* out) {
+                 int64_t count, const T* correction, Out* out) {
   constexpr int n = kLanes<F>;
   for (int64_t i = 0; i < count; ++i) {
     const T* p = source + tile.offset[i] * channels;

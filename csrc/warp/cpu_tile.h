@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <optional>
 
 #include "../common/cpu_sampling.h"
 #include "warp.h"
@@ -12,12 +13,23 @@ namespace {
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Memory for the arrays of a tile, one block per thread.
+constexpr int64_t kKeptScratch = 16 << 20;  // bytes that a thread keeps from call to call
+
+// Memory for the arrays of a tile, one block per thread; only one at a time.
 class Arena {
  public:
-  explicit Arena(size_t bytes) : next_(thread_scratch<char, Arena>(bytes + 64)) {
-    next_ += (64 - reinterpret_cast<uintptr_t>(next_) % 64) % 64;
+  explicit Arena(size_t bytes) : next_(aligned(thread_scratch<char, Arena>(bytes + 64))) {}
+
+  // The same where it may be much, which is given back.
+  Arena(size_t bytes, const Context& context) {
+    if (bytes <= kKeptScratch) {
+      next_ = aligned(thread_scratch<char, Arena>(bytes + 64));
+    } else {
+      held_.emplace(context.scratch(bytes + 64, &next_));
+      next_ = aligned(next_);
+    }
   }
+
   template <typename T>
   T* take(int64_t count) {
     T* array = reinterpret_cast<T*>(next_);
@@ -26,6 +38,9 @@ class Arena {
   }
 
  private:
+  static char* aligned(char* p) { return p + (64 - reinterpret_cast<uintptr_t>(p) % 64) % 64; }
+
+  std::optional<Tensor> held_;
   char* next_;
 };
 
@@ -66,6 +81,21 @@ struct Tile {
       array[0] = slopes ? arena.take<F>(pixels) : nullptr;
       array[1] = slopes ? arena.take<F>(pixels) : nullptr;
     }
+  }
+
+  // The same from pixel i on; for the scratch of find_taps, too, which has to fit what remains.
+  Tile from(int64_t i) const {
+    Tile tile = *this;
+    tile.offset += i;
+    tile.top += 2 * i;
+    tile.bottom += 2 * i;
+    tile.attention += i;
+    tile.flow_x += i;
+    tile.flow_y += i;
+    for (F** array : {tile.weight_u, tile.weight_v, tile.slope_u, tile.slope_v}) {
+      for (int k = 0; k < 2 && array[k]; ++k) array[k] += i;
+    }
+    return tile;
   }
 
   Tile without_slopes() const {
@@ -151,8 +181,8 @@ void find_row_taps(const Mapping<F>& mapping, const Position<F> row, const int32
   }
 }
 
-// Fills the tile for pixels [begin, end) of image n, and up to a whole vector with pixels that
-// sample nothing.
+// Fills the tile for pixels [begin, end) of image n, at least one, and up to a whole vector with
+// pixels of weight 0 that stand where the last one does.
 template <typename T, typename F, typename Flow>
 void find_taps(const Mapping<F>& mapping, const View<const Flow>& flow,
                const View<const T>& attention, const Columns<F>& columns, int64_t n, int64_t begin,
@@ -173,7 +203,7 @@ void find_taps(const Mapping<F>& mapping, const View<const Flow>& flow,
     std::fill_n(tile.attention, count, F(1));
   }
   for (int64_t i = count; i % kLanes<F> != 0; ++i) {
-    tile.offset[i] = 0;
+    tile.offset[i] = tile.offset[count - 1];
     tile.top[2 * i] = tile.top[2 * i + 1] = tile.bottom[2 * i] = tile.bottom[2 * i + 1] = F(0);
     tile.attention[i] = F(0);
     for (int k = 0; k < 2 && tile.slope_u[0]; ++k) {

@@ -5,6 +5,7 @@
 #include <string>
 #include <tuple>
 
+#include "dispatch.h"
 #include "warp.h"
 
 namespace vsegops::warp {
@@ -27,31 +28,7 @@ Mapping<F> mapping(const Tensor& input, const Tensor& flow, const Options& o) {
     return Axis<F>(source, output, o.align_corners, scale);
   };
   STD_TORCH_CHECK(o.mode == "bilinear" || o.mode == "nearest", "mode: ", o.mode);
-  STD_TORCH_CHECK(o.padding_mode == "zeros" || o.padding_mode == "border",
-                  "padding_mode: ", o.padding_mode);
-  return {axis(3, o.scale_x), axis(2, o.scale_y), o.mode == "nearest",
-          o.padding_mode == "border" ? Padding::kBorder : Padding::kZeros};
-}
-
-// Calls `run(Type<T>, Type<F>, Type<Flow>)` for the dtypes of the features and the flow.
-template <typename Run>
-void dispatch(ScalarType features, ScalarType flow, const Run& run) {
-  const auto with_flow = [&](auto t, auto f) {
-    using T = typename decltype(t)::type;
-    if (flow == ScalarType::Float) {
-      run(t, f, Type<float>());
-    } else {
-      STD_TORCH_CHECK(flow == features, "flow: its dtype is neither the features' nor float32");
-      run(t, f, Type<T>());
-    }
-  };
-  switch (features) {
-    case ScalarType::Double: return with_flow(Type<double>(), Type<double>());
-    case ScalarType::Float: return with_flow(Type<float>(), Type<float>());
-    case ScalarType::Half: return with_flow(Type<Half>(), Type<float>());
-    case ScalarType::BFloat16: return with_flow(Type<BFloat16>(), Type<float>());
-    default: STD_TORCH_CHECK(false, "features: expected a floating dtype");
-  }
+  return {axis(3, o.scale_x), axis(2, o.scale_y), o.mode == "nearest", padding_of(o.padding_mode)};
 }
 
 // `out`: the output or its gradient, where there is one.

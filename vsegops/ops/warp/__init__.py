@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ... import _checks
@@ -21,12 +20,6 @@ from ..._register import call
 from . import op  # noqa: F401  (registers the operators)
 
 MODES = ("bilinear", "nearest")
-PADDING_MODES = ("zeros", "border")
-
-#: Positions are integers of 32 bits with room for a clamped flow (see csrc/common/sampling.h).
-MAX_SIZE = 2**30
-
-_LARGEST = torch.finfo(torch.float32).max
 
 
 def flow_warp(
@@ -131,14 +124,8 @@ def warp_correct(
 
 def _check(input: Any, name: str, flow: Any) -> None:
     _checks.check_tensor(name, input, ("N", "C", "h", "w"))
-    _checks.check_tensor("flow", flow, (input.shape[0], 2, "H", "W"), like=input)
-    if flow.dtype not in (torch.float32, _checks.effective_dtype(input)):  # autocast leaves a flow
-        raise _checks.error(
-            "flow", f"dtype {_checks.effective_dtype(input)} or torch.float32", flow
-        )
-    for argument, x in ((name, input), ("flow", flow)):
-        if max(x.shape[2:]) > MAX_SIZE:
-            raise _checks.error(argument, f"height and width up to {MAX_SIZE}", x)
+    _checks.check_size(name, input)
+    _checks.check_flow("flow", flow, (input.shape[0], 2, "H", "W"), input)
     if 0 in input.shape[2:] and flow.numel() > 0:
         raise _checks.error(name, "at least one pixel to sample", input)
 
@@ -147,18 +134,5 @@ def _options(scale: Any, align_corners: Any, mode: Any, padding_mode: Any) -> tu
     """The options as the operators take them: (scale_x, scale_y, semantic, ...)."""
     _checks.check_bool("align_corners", align_corners)
     _checks.check_option("mode", mode, MODES)
-    _checks.check_option("padding_mode", padding_mode, PADDING_MODES)
-    return *_scale(scale), align_corners, mode, padding_mode
-
-
-def _scale(scale: Any) -> tuple[float, float, bool]:
-    if isinstance(scale, str) and scale == "semantic":
-        return 1.0, 1.0, True  # computed from the sizes, inside: a float would be recompiled for
-    pair = (scale, scale) if isinstance(scale, (int, float)) else scale
-    if not isinstance(pair, Sequence) or len(pair) != 2 or not all(map(_is_finite, pair)):
-        raise _checks.error("scale", "a finite number, a pair (x, y) of them or 'semantic'", scale)
-    return float(pair[0]), float(pair[1]), False
-
-
-def _is_finite(x: Any) -> bool:  # (math.isfinite cannot be traced with a symbolic number)
-    return isinstance(x, (int, float)) and -_LARGEST < x < _LARGEST
+    _checks.check_option("padding_mode", padding_mode, _checks.PADDING_MODES)
+    return *_checks.flow_scale(scale), align_corners, mode, padding_mode

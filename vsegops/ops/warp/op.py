@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ..._determinism import nondeterministic
+from ..._determinism import atomic_on_cuda
 from ..._layout import empty_like_layout, layout_of, skipped
-from ..._register import Operator, register
+from ..._register import Operator, only_wanted, register, wanted_bits
 
 _OPTIONS = (
     "float scale_x, float scale_y, bool semantic, bool align_corners, str mode, str padding_mode"
@@ -51,47 +51,33 @@ def _fake_correct_backward(
     )
 
 
-def _wanted(needs: Sequence[bool]) -> int:
-    """The bits of the arguments that need a gradient."""
-    return sum(1 << i for i, need in enumerate(needs) if need)
-
-
-def _given(wanted: int, gradients: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
-    """None in place of the gradients that were not computed."""
-    return tuple(g if wanted & (1 << i) else None for i, g in enumerate(gradients))
-
-
-def _check_determinism(ops: Any, needs: Sequence[bool], name: str, grad: Tensor) -> None:
-    """On a GPU the input's gradient is summed by atomic additions, in any order."""
-    if needs[0] and grad.is_cuda and ops.name == "vsegops":
-        nondeterministic(f"vsegops::{name}")
-
-
 def _warp_backward(
     ops: Any, needs: Sequence[bool], inputs: Sequence[Any], grad: Tensor
 ) -> tuple[Tensor | None, ...]:
     input, flow, *options = inputs
-    wanted = _wanted(needs[:2])
-    _check_determinism(ops, needs, "flow_warp_backward", grad)
+    wanted = wanted_bits(needs[:2])
+    if wanted & INPUT:
+        atomic_on_cuda(ops, "flow_warp_backward", grad)
     gradients = ops.flow_warp_backward.default(grad, input, flow, *options, wanted)
-    return *_given(wanted, gradients), *(None for _ in options)
+    return *only_wanted(wanted, gradients), *(None for _ in options)
 
 
 def _correct_backward(
     ops: Any, needs: Sequence[bool], inputs: Sequence[Any], grad: Tensor
 ) -> tuple[Tensor | None, ...]:
     previous, flow, correction, attention, *options = inputs
-    wanted = _wanted(needs[:4])
+    wanted = wanted_bits(needs[:4])
     if attention is None:  # the gradient of the correction is grad itself
         warped: tuple[Tensor | None, ...] = (None, None)
         if any(needs[:2]):
             warped = _warp_backward(ops, needs, (previous, flow, *options), grad)[:2]
         return *warped, grad if needs[2] else None, None, *(None for _ in options)
-    _check_determinism(ops, needs, "warp_correct_backward", grad)
+    if wanted & INPUT:
+        atomic_on_cuda(ops, "warp_correct_backward", grad)
     gradients = ops.warp_correct_backward.default(
         grad, previous, flow, correction, attention, *options, wanted
     )
-    return *_given(wanted, gradients), *(None for _ in options)
+    return *only_wanted(wanted, gradients), *(None for _ in options)
 
 
 def _correct_saved(inputs: Sequence[Any]) -> Sequence[Any]:

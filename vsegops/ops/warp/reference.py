@@ -89,7 +89,7 @@ def _taps(input: Tensor, flow: Tensor, options: Options) -> Iterator[_Tap]:
     h, w = input.shape[2:]
     columns = _axis(flow[:, 0], w, -1, options.scale_x, options)
     rows = _axis(flow[:, 1], h, -2, options.scale_y, options)
-    dtype = _compute_dtype(input)
+    dtype = compute_dtype(input)
     for y in rows:
         for x in columns:
             yield _Tap(
@@ -101,7 +101,7 @@ def _taps(input: Tensor, flow: Tensor, options: Options) -> Iterator[_Tap]:
             )
 
 
-def _compute_dtype(x: Tensor) -> torch.dtype:
+def compute_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
@@ -112,9 +112,9 @@ def _gather(source: Tensor, index: Tensor) -> Tensor:
     return picked.view(n, c, *index.shape[1:])
 
 
-def _sample(input: Tensor, flow: Tensor, options: Options) -> Tensor:
+def sample(input: Tensor, flow: Tensor, options: Options) -> Tensor:
     """A(input), not yet rounded to the input's dtype."""
-    source = input.to(_compute_dtype(input))
+    source = input.to(compute_dtype(input))
     out = source.new_zeros(*input.shape[:2], *flow.shape[2:])
     for tap in _taps(input, flow, options):
         value = _gather(source, tap.index).where(tap.inside.unsqueeze(1), 0.0)
@@ -122,13 +122,13 @@ def _sample(input: Tensor, flow: Tensor, options: Options) -> Tensor:
     return out
 
 
-def _as(out: Tensor, like: Tensor) -> Tensor:
+def rounded_like(out: Tensor, like: Tensor) -> Tensor:
     """Rounded to the dtype of `like` and in its layout."""
     return out.to(like.dtype).contiguous(memory_format=layout_of(like))
 
 
 def flow_warp(input: Tensor, flow: Tensor, *options: object) -> Tensor:
-    return _as(_sample(input, flow, Options(*options)), input)  # type: ignore[arg-type]
+    return rounded_like(sample(input, flow, Options(*options)), input)  # type: ignore[arg-type]
 
 
 def warp_correct(
@@ -138,11 +138,11 @@ def warp_correct(
     attention: Tensor | None,
     *options: object,
 ) -> Tensor:
-    out = _sample(previous, flow, Options(*options))  # type: ignore[arg-type]
+    out = sample(previous, flow, Options(*options))  # type: ignore[arg-type]
     correction = correction.to(out.dtype)
     if attention is not None:
         correction = attention.to(out.dtype) * correction
-    return _as(out + correction, previous)
+    return rounded_like(out + correction, previous)
 
 
 def flow_warp_backward(
@@ -150,7 +150,7 @@ def flow_warp_backward(
 ) -> tuple[Tensor, Tensor]:
     *options, wanted = options_and_wanted
     assert isinstance(wanted, int)
-    source = input.to(_compute_dtype(input))
+    source = input.to(compute_dtype(input))
     grad = grad.to(source.dtype)
     n, c, h, w = input.shape
     d_input = source.new_zeros(n, c, h * w)
@@ -163,7 +163,7 @@ def flow_warp_backward(
         d_x += product * tap.slope_x
         d_y += product * tap.slope_y
     return (
-        _as(d_input.view(n, c, h, w), input) if wanted & INPUT else skipped(input),
+        rounded_like(d_input.view(n, c, h, w), input) if wanted & INPUT else skipped(input),
         torch.stack((d_x, d_y), 1).to(flow.dtype) if wanted & FLOW else skipped(flow),
     )
 
@@ -178,13 +178,13 @@ def warp_correct_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     wanted = options_and_wanted[-1]
     assert isinstance(wanted, int)
-    compute = _compute_dtype(previous)
+    compute = compute_dtype(previous)
     d_previous, d_flow = flow_warp_backward(grad, previous, flow, *options_and_wanted)
     d_correction = grad.to(compute) * attention.to(compute)
     d_attention = (grad.to(compute) * correction.to(compute)).sum(1, keepdim=True)
     return (
         d_previous,
         d_flow,
-        _as(d_correction, previous) if wanted & CORRECTION else skipped(correction),
+        rounded_like(d_correction, previous) if wanted & CORRECTION else skipped(correction),
         d_attention.to(attention.dtype) if wanted & ATTENTION else skipped(attention),
     )

@@ -1,9 +1,6 @@
 """The warp family in Triton: one kernel forward, one backward, for both operators and layouts.
 
-A program takes some pixels of one image, computes their positions once, and walks over the
-channels in tiles [BLOCK_C channels, BLOCK_P pixels]. Of contiguous tensors neighbouring lanes hold
-neighbouring pixels, one each, so that a gather touches few cache lines. Of channels_last ones a
-lane holds neighbouring channels, 16 bytes of them.
+A program computes the positions of its pixels once, for all channels.
 
 The fewest bytes to move per output pixel, with C channels of E bytes, a flow of F bytes, and a
 source of the output's size (`spec.bytes_moved` has the general case):
@@ -15,7 +12,7 @@ source of the output's size (`spec.bytes_moved` has the general case):
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
@@ -23,89 +20,24 @@ import triton.language as tl
 from torch import Tensor
 
 from ..._determinism import nondeterministic
-from ..._layout import empty_like_layout, layout_of, skipped
-from ..._triton import INTERPRETED, axis_taps, index_dtype, last_offset, launch, rounded
+from ..._layout import dense, empty_like_layout, layout_of, skipped
+from ..._triton import (
+    add,
+    bilinear_slopes,
+    bilinear_taps,
+    bilinear_weights,
+    channel_offsets,
+    channel_step,
+    flow_scales,
+    index_dtype,
+    last_offset,
+    launch,
+    pixels_of_program,
+    real_channels,
+    rounded,
+    tile_of,
+)
 from .op import ATTENTION, CORRECTION, FLOW, INPUT
-
-
-@triton.jit
-def _pixels(H, W, BLOCK_P: tl.constexpr, INDEX: tl.constexpr, CHANNELS_LAST: tl.constexpr):
-    """This program's image and pixels: n, index in the image, whether it is in the image, y, x."""
-    size = H.to(INDEX) * W
-    programs = tl.cdiv(size, BLOCK_P)
-    n = tl.program_id(0) // programs
-    pixel = (tl.program_id(0) - n * programs) * BLOCK_P + tl.arange(0, BLOCK_P)
-    if not CHANNELS_LAST:
-        # One pixel a lane: told that they are contiguous, the compiler would give 4 to each, and
-        # each gather would touch four times the cache lines.
-        pixel = tl.max_contiguous(pixel, 1)
-    y = pixel // W
-    return n.to(tl.int64), pixel, pixel < size, y, pixel - y * W
-
-
-@triton.jit
-def _offsets(pixel, C, size, BLOCK_C: tl.constexpr, CHANNELS_LAST: tl.constexpr):
-    """Offsets of the first tile of channels in one image of `size` pixels: [BLOCK_C, BLOCK_P]."""
-    channel = tl.arange(0, BLOCK_C)[:, None]
-    if CHANNELS_LAST:
-        return channel + pixel[None, :] * C
-    else:
-        return channel * size + pixel[None, :]
-
-
-@triton.jit
-def _step(size, BLOCK_C: tl.constexpr, CHANNELS_LAST: tl.constexpr):
-    """From one tile of channels to the next, in an image of `size` pixels."""
-    if CHANNELS_LAST:
-        return tl.full((), BLOCK_C, tl.int64)
-    else:
-        return size.to(tl.int64) * BLOCK_C
-
-
-@triton.jit
-def _real(start, C, BLOCK_C: tl.constexpr, WHOLE: tl.constexpr):
-    """Which channels of a tile exist: [BLOCK_C, 1]. `WHOLE`: known to be all."""
-    if WHOLE:
-        return tl.full((BLOCK_C, 1), True, tl.int1)
-    else:
-        return (start + tl.arange(0, BLOCK_C) < C)[:, None]
-
-
-@triton.jit
-def _taps(
-    flow, n, y, x, exists, scale_x, scale_y, h, w, H, W, flow_n, flow_c, flow_y, flow_x,
-    COMPUTE: tl.constexpr, INDEX: tl.constexpr, ALIGN_CORNERS: tl.constexpr,
-    SAME_SIZE: tl.constexpr, NEAREST: tl.constexpr, BORDER: tl.constexpr,
-):  # fmt: skip
-    """The 4 pixels around each position: their indices, whether they are inside, the fractions.
-
-    They come in the order (y, x), (y, x+1), (y+1, x), (y+1, x+1).
-    """
-    flow += n * flow_n + y * flow_y + x * flow_x
-    along_x = tl.load(flow, mask=exists, other=0.0)
-    along_y = tl.load(flow + flow_c, mask=exists, other=0.0)
-    x0, x0_inside, x1, x1_inside, fx = axis_taps(
-        x, along_x, scale_x, w, W, COMPUTE, INDEX, ALIGN_CORNERS, SAME_SIZE, NEAREST, BORDER
-    )
-    y0, y0_inside, y1, y1_inside, fy = axis_taps(
-        y, along_y, scale_y, h, H, COMPUTE, INDEX, ALIGN_CORNERS, SAME_SIZE, NEAREST, BORDER
-    )
-    y0_inside &= exists
-    y1_inside &= exists
-    row0 = y0.to(INDEX) * w
-    row1 = y1.to(INDEX) * w
-    return (
-        row0 + x0, row0 + x1, row1 + x0, row1 + x1,
-        y0_inside & x0_inside, y0_inside & x1_inside, y1_inside & x0_inside, y1_inside & x1_inside,
-        fx, fy,
-    )  # fmt: skip
-
-
-@triton.jit
-def _weights(fy, fx):
-    """The weights of the 4 pixels, in the same order."""
-    return (1 - fy) * (1 - fx), (1 - fy) * fx, fy * (1 - fx), fy * fx
-
 
 #: What a kernel is not compiled anew for. C is not among it: vectors of channels need its divisors.
 _RUN_TIME = (
@@ -126,12 +58,12 @@ def _forward(
     A(input) = (1-fy) * ((1-fx) * i00 + fx * i01) + fy * ((1-fx) * i10 + fx * i11)
     """
     F: tl.constexpr = tl.float64 if input.dtype.element_ty == tl.float64 else tl.float32
-    n, pixel, exists, y, x = _pixels(H, W, BLOCK_P, INDEX, CHANNELS_LAST)
-    p00, p01, p10, p11, in00, in01, in10, in11, fx, fy = _taps(
+    n, pixel, exists, y, x = pixels_of_program(H, W, BLOCK_P, INDEX, CHANNELS_LAST)
+    p00, p01, p10, p11, in00, in01, in10, in11, fx, fy = bilinear_taps(
         flow, n, y, x, exists, scale_x, scale_y, h, w, H, W, flow_n, flow_c, flow_y, flow_x,
         F, INDEX, ALIGN_CORNERS, SAME_SIZE, NEAREST, BORDER,
     )  # fmt: skip
-    w00, w01, w10, w11 = _weights(fy, fx)
+    w00, w01, w10, w11 = bilinear_weights(fy, fx)
     # A tap of weight 0 is not read: it costs time, and it may be infinite.
     in00 &= w00 != 0
     in01 &= w01 != 0
@@ -146,15 +78,15 @@ def _forward(
     if attention is not None:
         attention += n * attention_n + y * attention_y + x * attention_x
         gate = tl.load(attention, mask=exists, other=0.0).to(F)
-    at = _offsets(pixel, C, output_size, BLOCK_C, CHANNELS_LAST)
-    at00 = _offsets(p00, C, source_size, BLOCK_C, CHANNELS_LAST)
-    at01 = _offsets(p01, C, source_size, BLOCK_C, CHANNELS_LAST)
-    at10 = _offsets(p10, C, source_size, BLOCK_C, CHANNELS_LAST)
-    at11 = _offsets(p11, C, source_size, BLOCK_C, CHANNELS_LAST)
-    source_step = _step(source_size, BLOCK_C, CHANNELS_LAST)
-    output_step = _step(output_size, BLOCK_C, CHANNELS_LAST)
+    at = channel_offsets(pixel, C, output_size, BLOCK_C, CHANNELS_LAST)
+    at00 = channel_offsets(p00, C, source_size, BLOCK_C, CHANNELS_LAST)
+    at01 = channel_offsets(p01, C, source_size, BLOCK_C, CHANNELS_LAST)
+    at10 = channel_offsets(p10, C, source_size, BLOCK_C, CHANNELS_LAST)
+    at11 = channel_offsets(p11, C, source_size, BLOCK_C, CHANNELS_LAST)
+    source_step = channel_step(source_size, BLOCK_C, CHANNELS_LAST)
+    output_step = channel_step(output_size, BLOCK_C, CHANNELS_LAST)
     for start in range(0, C, BLOCK_C):
-        real = _real(start, C, BLOCK_C, WHOLE)
+        real = real_channels(start, C, BLOCK_C, WHOLE)
         written = real & exists[None, :]
         i00 = tl.load(input + at00, mask=real & in00[None, :], other=0.0).to(F)
         if not NEAREST:
@@ -198,11 +130,11 @@ def _backward(
 
     One program sees all channels of its pixels, so that the sums need neither atomics nor a second
     pass, and are the same each time. (Few pixels fill a GPU by warps side by side along the
-    channels: see `_blocks`.)
+    channels: see `tile_of`.)
     """
     F: tl.constexpr = tl.float64 if input.dtype.element_ty == tl.float64 else tl.float32
-    n, pixel, exists, y, x = _pixels(H, W, BLOCK_P, INDEX, CHANNELS_LAST)
-    p00, p01, p10, p11, in00, in01, in10, in11, fx, fy = _taps(
+    n, pixel, exists, y, x = pixels_of_program(H, W, BLOCK_P, INDEX, CHANNELS_LAST)
+    p00, p01, p10, p11, in00, in01, in10, in11, fx, fy = bilinear_taps(
         flow, n, y, x, exists, scale_x, scale_y, h, w, H, W, flow_n, flow_c, flow_y, flow_x,
         F, INDEX, ALIGN_CORNERS, SAME_SIZE, NEAREST, BORDER,
     )  # fmt: skip
@@ -212,7 +144,7 @@ def _backward(
     input += n * C * source_size
     if d_input is not None:
         d_input += n * C * source_size
-        w00, w01, w10, w11 = _weights(fy, fx)
+        w00, w01, w10, w11 = bilinear_weights(fy, fx)
     if d_flow is not None:
         d_x = tl.zeros((BLOCK_C, BLOCK_P), F)
         d_y = tl.zeros((BLOCK_C, BLOCK_P), F)
@@ -223,15 +155,15 @@ def _backward(
     if d_attention is not None:
         correction += n * C * output_size
         d_gate = tl.zeros((BLOCK_C, BLOCK_P), F)
-    at = _offsets(pixel, C, output_size, BLOCK_C, CHANNELS_LAST)
-    at00 = _offsets(p00, C, source_size, BLOCK_C, CHANNELS_LAST)
-    at01 = _offsets(p01, C, source_size, BLOCK_C, CHANNELS_LAST)
-    at10 = _offsets(p10, C, source_size, BLOCK_C, CHANNELS_LAST)
-    at11 = _offsets(p11, C, source_size, BLOCK_C, CHANNELS_LAST)
-    source_step = _step(source_size, BLOCK_C, CHANNELS_LAST)
-    output_step = _step(output_size, BLOCK_C, CHANNELS_LAST)
+    at = channel_offsets(pixel, C, output_size, BLOCK_C, CHANNELS_LAST)
+    at00 = channel_offsets(p00, C, source_size, BLOCK_C, CHANNELS_LAST)
+    at01 = channel_offsets(p01, C, source_size, BLOCK_C, CHANNELS_LAST)
+    at10 = channel_offsets(p10, C, source_size, BLOCK_C, CHANNELS_LAST)
+    at11 = channel_offsets(p11, C, source_size, BLOCK_C, CHANNELS_LAST)
+    source_step = channel_step(source_size, BLOCK_C, CHANNELS_LAST)
+    output_step = channel_step(output_size, BLOCK_C, CHANNELS_LAST)
     for start in range(0, C, BLOCK_C):
-        real = _real(start, C, BLOCK_C, WHOLE)
+        real = real_channels(start, C, BLOCK_C, WHOLE)
         read = real & exists[None, :]
         g = tl.load(grad + at, mask=read, other=0.0).to(F)
         grad += output_step
@@ -241,17 +173,16 @@ def _backward(
             i01 = tl.load(input + at01, mask=real & in01[None, :], other=0.0).to(F)
             i10 = tl.load(input + at10, mask=real & in10[None, :], other=0.0).to(F)
             i11 = tl.load(input + at11, mask=real & in11[None, :], other=0.0).to(F)
-            along_x = tl.fma(i11 - i10, fy[None, :], (i01 - i00) * (1 - fy)[None, :])
-            along_y = tl.fma(i11 - i01, fx[None, :], (i10 - i00) * (1 - fx)[None, :])
+            along_x, along_y = bilinear_slopes(i00, i01, i10, i11, fy, fx)
             d_x = tl.fma(g, along_x, d_x)
             d_y = tl.fma(g, along_y, d_y)
             input += source_step
         if d_input is not None:
-            _add(d_input + at00, g * w00[None, :], real & (in00 & (w00 != 0))[None, :])
+            add(d_input + at00, g * w00[None, :], real & (in00 & (w00 != 0))[None, :])
             if not NEAREST:
-                _add(d_input + at01, g * w01[None, :], real & (in01 & (w01 != 0))[None, :])
-                _add(d_input + at10, g * w10[None, :], real & (in10 & (w10 != 0))[None, :])
-                _add(d_input + at11, g * w11[None, :], real & (in11 & (w11 != 0))[None, :])
+                add(d_input + at01, g * w01[None, :], real & (in01 & (w01 != 0))[None, :])
+                add(d_input + at10, g * w10[None, :], real & (in10 & (w10 != 0))[None, :])
+                add(d_input + at11, g * w11[None, :], real & (in11 & (w11 != 0))[None, :])
             d_input += source_step
         if d_correction is not None:
             d_c = rounded(g * gate[None, :], d_correction.dtype.element_ty)
@@ -271,50 +202,6 @@ def _backward(
         tl.store(d_attention + n * output_size + pixel, d_gate, mask=exists)
 
 
-@triton.jit
-def _add(pointer, value, mask):
-    """Add to memory, in any order."""
-    tl.atomic_add(pointer, value, mask=mask, sem="relaxed")
-
-
-class _Blocks(NamedTuple):
-    pixels: int
-    channels: int
-    num_warps: int
-
-
-#: Programs that fill a large GPU (132 to 148 multiprocessors) a few times over.
-_ENOUGH_PROGRAMS = 512
-
-
-def _blocks(
-    pixels: int, channels: int, itemsize: int, *, channels_last: bool, backward: bool
-) -> _Blocks:
-    """Tile and number of warps, by reasoning; the place for recorded configurations.
-
-    A thread holds a few elements of the tile, so that a few gathers are in flight beside those of
-    the other warps; the backward needs more registers for each. Where the pixels are few, a
-    program takes fewer of them and its warps share out the channels. channels_last: a thread holds
-    one access of 16 bytes (backward: of what is added, which is float32) where Triton vectorises,
-    and few threads share a pixel, because each of them computes the position anew.
-    """
-    padded = triton.next_power_of_2(channels)
-    if INTERPRETED.value:  # a program takes milliseconds, whatever its size
-        return _Blocks(128, min(padded, 16), 1)
-    if channels_last:
-        vector = min(16 // itemsize, 4 if backward else 8)
-        if channels % 16 != 0:  # one channel a lane, and so many pixels
-            vector = 1 if backward else 2
-        num_warps, block_c = 4, min(padded, 32)
-        return _Blocks(32 * num_warps * vector // block_c, block_c, num_warps)
-    block_p = 128
-    while block_p > 32 and pixels < block_p * _ENOUGH_PROGRAMS:
-        block_p //= 2
-    num_warps = 8 if pixels < block_p * _ENOUGH_PROGRAMS and padded >= 32 else 4
-    elements = 32 * num_warps * (2 if backward else 4)
-    return _Blocks(block_p, min(padded, elements // block_p), num_warps)
-
-
 def _launch(
     kernel: Any,
     source: Tensor,
@@ -327,9 +214,9 @@ def _launch(
     scale_x, scale_y, semantic, align_corners, mode, padding_mode = options
     n, c, h, w = source.shape
     height, width = flow.shape[2:]
-    if semantic:
-        less = 1 if align_corners else 0
-        scale_x, scale_y = (w - less) / (2 * width), (h - less) / (2 * height)
+    scale_x, scale_y = flow_scales(
+        scale_x, scale_y, semantic, align_corners, (h, w), (height, width)
+    )
     index = index_dtype(
         c * max(h * w, height * width),
         last_offset(flow),
@@ -338,7 +225,7 @@ def _launch(
         2 * height * (h + 1),
     )
     channels_last = layout_of(source) == torch.channels_last
-    blocks = _blocks(
+    blocks = tile_of(
         n * height * width,
         c,
         source.element_size(),
@@ -366,10 +253,6 @@ def _launch(
     )
 
 
-def _dense(x: Tensor, layout: torch.memory_format) -> Tensor:
-    return x.contiguous(memory_format=layout)
-
-
 def flow_warp(input: Tensor, flow: Tensor, *options: Any) -> Tensor:
     return warp_correct(input, flow, None, None, *options)
 
@@ -384,8 +267,8 @@ def warp_correct(
     layout = layout_of(previous)
     output = empty_like_layout(previous, (*previous.shape[:2], *flow.shape[2:]))
     if output.numel() > 0:
-        previous = _dense(previous, layout)
-        correction = None if correction is None else _dense(correction, layout)
+        previous = dense(previous, layout)
+        correction = None if correction is None else dense(correction, layout)
         tensors = (previous, flow, correction, attention, output)
         _launch(_forward, previous, flow, attention, tensors, options)
     return output
@@ -441,10 +324,10 @@ def _gradients(
     written = (d_source, None if nearest else d_flow, d_correction, d_attention)
     if grad.numel() > 0 and any(x is not None for x in written):
         read = (
-            _dense(grad, layout),
-            _dense(source, layout),
+            dense(grad, layout),
+            dense(source, layout),
             flow,
-            None if d_attention is None else _dense(correction, layout),
+            None if d_attention is None else dense(correction, layout),
             None if d_correction is None else attention,
         )
         _launch(_backward, source, flow, attention, (*read, *written), options)
