@@ -27,34 +27,28 @@ from ..._determinism import nondeterministic
 from ..._layout import dense, empty_like_layout, layout_of, skipped
 from ..._triton import (
     INTERPRETED,
-    add,
     bilinear_slopes,
-    bilinear_taps,
-    bilinear_weights,
+    channel_at,
     channel_offsets,
     channel_step,
+    corners,
     flow_scales,
     index_dtype,
     last_offset,
     launch,
     pixels_of_program,
+    read_corners,
     real_channels,
     rounded,
+    sample,
+    scatter,
+    store_flow,
     tile_of,
 )
 from . import op
 from .op import FLOW, GUIDE, INTRA, LOGITS
 
 _NOWHERE: tl.constexpr = tl.constexpr(op.NOWHERE)
-
-
-@triton.jit
-def _guide_at(pixel, channel, K: tl.constexpr, size, CHANNELS_LAST: tl.constexpr):
-    """Offset of a guide channel of `pixel`."""
-    if CHANNELS_LAST:
-        return pixel * K + channel
-    else:
-        return channel * size + pixel
 
 
 @triton.jit
@@ -70,10 +64,10 @@ def _normalizer(
     if NORMALIZE == "softmax":
         shift += -float("inf")
         for k in range(0, K):
-            at = _guide_at(pixel, k, K, size, CHANNELS_LAST)
+            at = channel_at(pixel, k, K, size, CHANNELS_LAST)
             shift = tl.maximum(shift, tl.load(guide + at, mask=exists, other=0.0).to(F))
     for k in range(0, K):
-        at = _guide_at(pixel, k, K, size, CHANNELS_LAST)
+        at = channel_at(pixel, k, K, size, CHANNELS_LAST)
         raw = tl.load(guide + at, mask=exists, other=1.0).to(F)
         total += tl.exp(raw - shift) if NORMALIZE == "softmax" else raw
     if NORMALIZE == "sum":
@@ -87,7 +81,7 @@ def _weight(
     NORMALIZE: tl.constexpr, CHANNELS_LAST: tl.constexpr,
 ):  # fmt: skip
     """g of one guide channel: guide * factor, or exp(guide - shift) * factor; 0 where masked."""
-    at = _guide_at(pixel, channel, K, size, CHANNELS_LAST)
+    at = channel_at(pixel, channel, K, size, CHANNELS_LAST)
     raw = tl.load(guide + at, mask=mask, other=0.0).to(F)
     if NORMALIZE == "softmax":
         raw = tl.exp(raw - shift)
@@ -111,31 +105,11 @@ def _corners(
     F: tl.constexpr, INDEX: tl.constexpr, BORDER: tl.constexpr, BLOCK_C: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
 ):  # fmt: skip
-    """Where the flow samples at (y, x): offsets of the 4 pixels, whether inside, the fractions."""
-    p00, p01, p10, p11, in00, in01, in10, in11, fx, fy = bilinear_taps(
-        flow, n, y, x, exists, scale_x, scale_y, H, W, H, W, flow_n, flow_c, flow_y, flow_x,
-        F, INDEX, True, True, False, BORDER,
+    """Where the flow samples at (y, x) an image of the output's size."""
+    return corners(
+        flow, n, y, x, exists, scale_x, scale_y, C, H, W, H, W, flow_n, flow_c, flow_y, flow_x,
+        F, INDEX, True, True, False, BORDER, BLOCK_C, CHANNELS_LAST,
     )  # fmt: skip
-    size = H.to(INDEX) * W
-    return (
-        channel_offsets(p00, C, size, BLOCK_C, CHANNELS_LAST),
-        channel_offsets(p01, C, size, BLOCK_C, CHANNELS_LAST),
-        channel_offsets(p10, C, size, BLOCK_C, CHANNELS_LAST),
-        channel_offsets(p11, C, size, BLOCK_C, CHANNELS_LAST),
-        in00, in01, in10, in11, fx, fy,
-    )  # fmt: skip
-
-
-@triton.jit
-def _sample(logits, real, at00, at01, at10, at11, in00, in01, in10, in11, fx, fy, F: tl.constexpr):
-    """One tile of classes at the positions of `_corners`; a tap of weight 0 is not read."""
-    w00, w01, w10, w11 = bilinear_weights(fy, fx)
-    i00 = tl.load(logits + at00, mask=real & (in00 & (w00 != 0))[None, :], other=0.0).to(F)
-    i01 = tl.load(logits + at01, mask=real & (in01 & (w01 != 0))[None, :], other=0.0).to(F)
-    i10 = tl.load(logits + at10, mask=real & (in10 & (w10 != 0))[None, :], other=0.0).to(F)
-    i11 = tl.load(logits + at11, mask=real & (in11 & (w11 != 0))[None, :], other=0.0).to(F)
-    out = tl.fma(i01, w01[None, :], i00 * w00[None, :])
-    return tl.fma(i11, w11[None, :], tl.fma(i10, w10[None, :], out))
 
 
 #: What a kernel is not compiled anew for. C is not among it: vectors of channels need its divisors.
@@ -180,11 +154,11 @@ def _forward(
                     q_at = channel_offsets(q, C, size, BLOCK_C, CHANNELS_LAST)
                     s = tl.load(logits + q_at, mask=real & inside[None, :], other=0.0).to(F)
                 else:
-                    corners = _corners(
+                    around = _corners(
                         flow, n, q_y, q_x, inside, scale_x, scale_y, C, H, W,
                         flow_n, flow_c, flow_y, flow_x, F, INDEX, BORDER, BLOCK_C, CHANNELS_LAST,
                     )  # fmt: skip
-                    s = _sample(logits, real, *corners, F)
+                    s = sample(logits, real, *around, F)
                 out = tl.fma(s, g[None, :], out)
         tl.store(output + at, rounded(out, output.dtype.element_ty), mask=written)
         logits += step
@@ -253,7 +227,7 @@ def _backward_pixels(
                     if flow is None:
                         q_at = channel_offsets(q, C, size, BLOCK_C, CHANNELS_LAST)
                     else:
-                        corners = _corners(
+                        around = _corners(
                             flow, n, q_y, q_x, inside, scale_x, scale_y, C, H, W,
                             flow_n, flow_c, flow_y, flow_x,
                             F, INDEX, BORDER, BLOCK_C, CHANNELS_LAST,
@@ -266,7 +240,7 @@ def _backward_pixels(
                         if flow is None:
                             s = tl.load(logits + skip + q_at, mask=read, other=0.0).to(F)
                         else:
-                            s = _sample(logits + skip, real, *corners, F)
+                            s = sample(logits + skip, real, *around, F)
                         r = tl.fma(d, s, r)
             products = products + (tl.sum(r, 0),)
         mean = tl.zeros((BLOCK_P,), F)
@@ -284,7 +258,7 @@ def _backward_pixels(
                 d *= _weight(
                     guide, pixel, k, exists, size, shift, factor, K, F, NORMALIZE, CHANNELS_LAST
                 )
-            d_at = _guide_at(pixel, k, K, size, CHANNELS_LAST)
+            d_at = channel_at(pixel, k, K, size, CHANNELS_LAST)
             tl.store(d_guide + d_at, rounded(d, d_guide.dtype.element_ty), mask=exists)
 
 
@@ -314,11 +288,10 @@ def _backward_logits(
     if d_logits is not None:
         d_logits += n * C * size
     if flow is not None:
-        at00, at01, at10, at11, in00, in01, in10, in11, fx, fy = _corners(
+        around = _corners(
             flow, n, y, x, exists, scale_x, scale_y, C, H, W, flow_n, flow_c, flow_y, flow_x,
             F, INDEX, BORDER, BLOCK_C, CHANNELS_LAST,
         )  # fmt: skip
-        w00, w01, w10, w11 = bilinear_weights(fy, fx)
         along_x = tl.zeros((BLOCK_C, BLOCK_P), F)
         along_y = tl.zeros((BLOCK_C, BLOCK_P), F)
     at = channel_offsets(pixel, C, size, BLOCK_C, CHANNELS_LAST)
@@ -348,28 +321,18 @@ def _backward_logits(
         else:
             if d_flow is not None:
                 # A tap of weight 0 counts here: the slope towards it is not 0.
-                i00 = tl.load(logits + at00, mask=real & in00[None, :], other=0.0).to(F)
-                i01 = tl.load(logits + at01, mask=real & in01[None, :], other=0.0).to(F)
-                i10 = tl.load(logits + at10, mask=real & in10[None, :], other=0.0).to(F)
-                i11 = tl.load(logits + at11, mask=real & in11[None, :], other=0.0).to(F)
-                slope_x, slope_y = bilinear_slopes(i00, i01, i10, i11, fy, fx)
+                values = read_corners(logits, real, *around[:8], F)
+                slope_x, slope_y = bilinear_slopes(*values, around[9], around[8])
                 along_x = tl.fma(d, slope_x, along_x)
                 along_y = tl.fma(d, slope_y, along_y)
                 logits += step
             if d_logits is not None:
-                add(d_logits + at00, d * w00[None, :], real & (in00 & (w00 != 0))[None, :])
-                add(d_logits + at01, d * w01[None, :], real & (in01 & (w01 != 0))[None, :])
-                add(d_logits + at10, d * w10[None, :], real & (in10 & (w10 != 0))[None, :])
-                add(d_logits + at11, d * w11[None, :], real & (in11 & (w11 != 0))[None, :])
+                scatter(d_logits, d, real, *around, False)
         grad += step
         if d_logits is not None:
             d_logits += step
     if d_flow is not None:
-        d_flow += n * 2 * size + pixel
-        d_x = tl.sum(along_x, 0) * tl.full((1,), scale_x, tl.float64).to(F)
-        d_y = tl.sum(along_y, 0) * tl.full((1,), scale_y, tl.float64).to(F)
-        tl.store(d_flow, rounded(d_x, d_flow.dtype.element_ty), mask=exists)
-        tl.store(d_flow + size, rounded(d_y, d_flow.dtype.element_ty), mask=exists)
+        store_flow(d_flow, along_x, along_y, scale_x, scale_y, n, pixel, exists, size, F)
 
 
 @triton.jit(do_not_specialize=_RUN_TIME)
@@ -403,7 +366,7 @@ def _edges(
     if flow is None:
         at = channel_offsets(pixel, C, size, BLOCK_C, CHANNELS_LAST)
     else:
-        corners = _corners(
+        around = _corners(
             flow, n, y, x, inside, scale_x, scale_y, C, H, W, flow_n, flow_c, flow_y, flow_x,
             F, INDEX, BORDER, BLOCK_C, CHANNELS_LAST,
         )  # fmt: skip
@@ -414,7 +377,7 @@ def _edges(
         if flow is None:
             s = tl.load(logits + at, mask=real & inside[None, :], other=0.0).to(F)
         else:
-            s = _sample(logits, real, *corners, F)
+            s = sample(logits, real, *around, F)
         s = tl.where(real, s, -float("inf"))
         value, channel = tl.max(s, 0, return_indices=True, return_indices_tie_break_left=True)
         label = tl.where(value > best, start + channel, label)  # the lowest of equals stays
