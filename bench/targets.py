@@ -48,7 +48,20 @@ def _warp() -> Iterable[Target]:
         yield Target(operator, 1, "best")
 
 
-TARGETS: tuple[Target, ...] = (*_warp(),)
+def _guided_filter() -> Iterable[Target]:
+    size, warped = "C19 128x256", "C19 128x256, flow"
+    yield Target("guided_filter", 16, "eager", size, "contiguous", "forward")
+    yield Target("guided_filter", 14, "compile", size, "contiguous", "forward")
+    yield Target("guided_filter", 7, "eager", warped, "contiguous", "forward")
+    yield Target("guided_filter", 7, "eager", size, "contiguous", "backward")
+    yield Target("label_edges", 10, "eager", size, "contiguous", "forward")
+    for operator in ("guided_filter", "label_edges"):
+        yield Target(operator, 1, "best")
+        yield Target(operator, 6, "eager", direction="forward", backend="cuda")
+        yield Target(operator, 1.5, "compile", direction="forward", backend="cuda")
+
+
+TARGETS: tuple[Target, ...] = (*_warp(), *_guided_filter())
 
 
 def verdicts(

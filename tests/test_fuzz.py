@@ -14,7 +14,7 @@ from helpers import FORMATS, STRIDES, Target, assert_agrees, cotangent_of, diffe
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vsegops import flow_warp, warp_correct
+from vsegops import flow_warp, guided_filter, label_edges, warp_correct
 from vsegops._spec import Maker, OperatorSpec, specs
 
 EXAMPLES = os.environ.get("VSEGOPS_FUZZ_EXAMPLES")
@@ -126,3 +126,32 @@ def test_warps(target: Target, data: st.DataObject):
     correction = maker.features(n, c, *size)
     given = {"previous": x, **arguments, "correction": correction, "attention": attention}
     check(draw, SPECS[warp_correct.__name__], given)
+
+
+@fuzz
+@given(data=st.data())
+def test_guided_filters(target: Target, data: st.DataObject):
+    """Any size and any offsets, and the edges of the same logits."""
+    draw = data.draw
+    maker = draw(makers(target.device))
+    n, c, size = draw(st.integers(0, 2)), draw(CHANNELS), (draw(SIDES), draw(SIDES))
+    shift = st.one_of(st.integers(-2, 2), st.sampled_from([-(2**30), -9, 7, 64, 2**30]))
+    offset = st.one_of(st.none(), st.tuples(shift, shift))
+    offsets = draw(st.lists(offset, min_size=1, max_size=12))
+    normalize = draw(st.sampled_from(["sum", "softmax", "none"]))
+    guide = maker.unit if normalize == "sum" else maker.features
+    sampling = {}
+    if draw(st.booleans()):
+        options = draw(warp_options())
+        magnitude = draw(st.sampled_from([0.0, 0.3, 2.0, 50.0]))
+        sampling = {"flow": maker.flow(n, *size, magnitude=magnitude)}
+        sampling |= {name: options[name] for name in ("scale", "padding_mode")}
+    logits = maker.features(n, c, *size)
+    if draw(st.booleans()):
+        response = draw(st.sampled_from(["binary", "sigmoid"]))
+        given = {"logits": logits, **sampling, "response": response}
+        check(draw, SPECS[label_edges.__name__], given)
+        return
+    tensors = {"intra": maker.features(n, c, *size), "guide": guide(n, len(offsets) + 1, *size)}
+    given = {"logits": logits, **tensors, **sampling, "offsets": offsets, "normalize": normalize}
+    check(draw, SPECS[guided_filter.__name__], given)

@@ -215,6 +215,21 @@ def test_what_takes_part_in_no_output_has_no_gradient(target: Target, normalize)
     assert result.gradients["guide"][:, 1].any() == (normalize != "none")
 
 
+def test_gradients_without_a_flow_are_deterministic(target: Target):
+    """They are gathered, so that nothing has to raise."""
+    maker = Maker(device=target.device)
+    size = (9, 20) if target.interpreted else (90, 120)
+    given = {
+        "logits": maker.features(2, 5, *size),
+        "intra": maker.features(2, 5, *size),
+        "guide": maker.unit(2, 10, *size),
+    }
+    torch.use_deterministic_algorithms(True)
+    first, *others = (evaluate(guided_filter, given, list(given)).gradients for _ in range(3))
+    for other in others:
+        assert all(torch.equal(gradient, first[name]) for name, gradient in other.items())
+
+
 # --- edges -------------------------------------------------------------------------------------
 
 

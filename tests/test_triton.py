@@ -9,91 +9,69 @@ from __future__ import annotations
 
 import importlib
 import os
-import re
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 triton = pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET", "0") == "1":
     pytest.skip("under TRITON_INTERPRET nothing is compiled", allow_module_level=True)
 
-from triton.backends.compiler import GPUTarget  # noqa: E402
-from triton.compiler import ASTSource  # noqa: E402
+from aot import (  # noqa: E402
+    DTYPES,
+    LAYOUTS,
+    Launch,
+    accesses,
+    assert_fits,
+    features,
+    recorded,
+    run_on_meta,
+)
 
 from vsegops._determinism import nondeterministic  # noqa: E402
+from vsegops._spec import Maker, OperatorSpec  # noqa: E402
 
 warp: Any = importlib.import_module("vsegops.ops.warp.triton")
 
-POINTERS = {
-    torch.float64: "*fp64",
-    torch.float32: "*fp32",
-    torch.float16: "*fp16",
-    torch.bfloat16: "*bf16",
-}
-DTYPES = tuple(POINTERS)
-LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
+
+# --- every family -------------------------------------------------------------------------------
 
 
-# --- compiling what the operators would launch --------------------------------------------------
+@pytest.mark.parametrize(
+    "dtype, layout, architecture, most",
+    [
+        (torch.float32, "nchw", 90, None),
+        (torch.float32, "nhwc", 90, 2),
+        (torch.float16, "nchw", 80, 2),
+        (torch.bfloat16, "nhwc", 100, 2),
+        (torch.float64, "nchw", 90, 1),
+    ],
+)
+def test_measured_calls_compile(
+    spec: OperatorSpec, monkeypatch, tmp_path: Path, dtype, layout, architecture, most
+):
+    """What the benchmarks call, forward and backward; of rarer formats not every shape."""
+    launches = recorded(monkeypatch)
+    for case in spec.benchmarks[:most]:
+        arguments = case.make(Maker(dtype=dtype, channels_last=layout == "nhwc"))
+        for operator in run_on_meta(spec, arguments):
+            assert launches, f"{case.name}: {operator} launches nothing"
+            while launches:
+                assert_fits(launches.pop().compile(architecture), tmp_path, registers=255, stack=8)
 
 
-@dataclass
-class Launch:
-    """One call of `_triton.launch`."""
-
-    kernel: Any
-    programs: int
-    arguments: Sequence[Any]
-    num_warps: int
-    constants: dict[str, Any]
-
-    def compile(self, architecture: int) -> Any:
-        """Compile for the compute capability `architecture / 10`, specialised as Triton would."""
-        signature, constants, attributes = {}, dict(self.constants), {}
-        for i, (parameter, value) in enumerate(
-            zip(self.kernel.params, self.arguments, strict=False)
-        ):
-            specialized = not parameter.do_not_specialize
-            aligned = isinstance(value, Tensor)
-            if isinstance(value, Tensor):
-                kind = POINTERS[value.dtype]
-            elif value is None or (specialized and isinstance(value, int) and value == 1):
-                kind, constants[parameter.name] = "constexpr", value
-            elif isinstance(value, float):
-                kind = parameter.annotation_type or "fp32"
-            else:
-                kind = "i32" if value < 2**31 else "i64"
-                aligned = specialized and value % 16 == 0
-            signature[parameter.name] = kind
-            if aligned:
-                attributes[(i,)] = [["tt.divisibility", 16]]
-        signature |= dict.fromkeys(self.constants, "constexpr")
-        return triton.compile(
-            ASTSource(self.kernel, signature, constants, attributes),
-            target=GPUTarget("cuda", architecture, 32),
-            options={"num_warps": self.num_warps, "enable_fp_fusion": False},
-        )
+# --- warp ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def launched(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Launch]:
     """Calls an operator on tensors without memory and tells what it would have launched."""
-    launches: list[Launch] = []
-
-    def record(
-        kernel: Any, programs: int, *arguments: Any, num_warps: int, **constants: Any
-    ) -> None:
-        launches.append(Launch(kernel, programs, arguments, num_warps, constants))
-
-    monkeypatch.setattr(warp, "launch", record)
+    launches = recorded(monkeypatch)
 
     def call(operator: Callable[..., Any], *arguments: Any) -> Launch:
         launches.clear()
@@ -102,10 +80,6 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Launch]:
         return launch
 
     return call
-
-
-def features(shape: Sequence[int], dtype: torch.dtype, layout: str) -> Tensor:
-    return torch.empty(shape, dtype=dtype, device="meta", memory_format=LAYOUTS[layout])
 
 
 def options(
@@ -141,37 +115,6 @@ def arguments(
         (True, True): warp.warp_correct_backward,
     }[corrected, backward]
     return operator, *tensors, *options(**chosen), *([wanted] if backward else [])
-
-
-def tool(name: str) -> Path:
-    return Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
-
-
-def resources(compiled: Any, tmp_path: Path) -> dict[str, int]:
-    """Registers, stack and local memory, in the words of the binary."""
-    if not tool("cuobjdump").exists():
-        pytest.skip("this Triton comes without cuobjdump")
-    cubin = tmp_path / "kernel.cubin"
-    cubin.write_bytes(compiled.asm["cubin"])
-    command = [tool("cuobjdump"), "--dump-resource-usage", cubin]
-    report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", report)}
-
-
-def assert_fits(compiled: Any, tmp_path: Path, registers: int) -> None:
-    """Nothing is spilled, and there are registers for several programs a multiprocessor."""
-    used = resources(compiled, tmp_path)
-    assert used["STACK"] == 0, used
-    assert used["LOCAL"] == 0, used
-    assert used["REG"] <= registers, used
-
-
-def accesses(compiled: Any, instruction: str) -> set[str]:
-    """Widths of an access to global memory in the PTX: {"b32", "v4.b32", ...}."""
-    found = re.findall(
-        rf"\b{instruction}\.global[\w.]*?\.((?:v\d\.)?[bfu]\d+)\b", compiled.asm["ptx"]
-    )
-    return set(found)
 
 
 BITS = {torch.float64: 64, torch.float32: 32, torch.float16: 16, torch.bfloat16: 16}
@@ -322,11 +265,9 @@ def test_interpreter_agrees_with_the_truth():
         """
 import torch, vsegops
 from vsegops._spec import Maker, specs
-from vsegops.ops.warp import spec
 for channels_last in (False, True):
-    for operator in spec.OPERATORS:
-        case = next(case for case in operator.cases if case.name == "odd resize")
-        arguments = case.make(Maker(channels_last=channels_last))
+    for operator in specs():
+        arguments = operator.cases[0].make(Maker(channels_last=channels_last))
         with vsegops.use_backend("triton"):
             out = operator.function(**arguments)
         truth = operator.truth(arguments)

@@ -1,10 +1,11 @@
 """The guided filter family in Triton, for both layouts.
 
 A program blends some pixels, walking over the classes; the weights are made of the guide where
-they are used. Triton cannot address shared memory, so a shifted copy is read anew from the cache
-for each offset, and with a flow it is sampled anew; nothing of it is written. The backward of the
-logits turns the offsets round: what is read from `p + offset` forward is gathered from
-`p - offset` there, without atomics unless a flow scatters it further.
+they are used. Offsets are compiled in, each list anew; long lists are left to PyTorch. Triton
+cannot address shared memory, so a shifted copy is read anew from the cache for each offset, and
+with a flow it is sampled anew; nothing of it is written. The backward of the logits turns the
+offsets round: what is read from `p + offset` forward is gathered from `p - offset` there, without
+atomics unless a flow scatters it further.
 
 The fewest bytes to move per pixel, with C classes, K guide channels of E bytes, a flow of F bytes:
 
@@ -45,7 +46,7 @@ from ..._triton import (
     store_flow,
     tile_of,
 )
-from . import op
+from . import op, reference
 from .op import FLOW, GUIDE, INTRA, LOGITS
 
 _NOWHERE: tl.constexpr = tl.constexpr(op.NOWHERE)
@@ -457,9 +458,15 @@ def _launch(
     )
 
 
+#: Code for so many offsets, a window of 5 x 5, is compiled in seconds, for hundreds in minutes.
+_MOST_OFFSETS = 25
+
+
 def guided_filter(
     logits: Tensor, intra: Tensor, guide: Tensor, flow: Tensor | None, *options: Any
 ) -> Tensor:
+    if len(options[0]) > 2 * _MOST_OFFSETS:
+        return reference.guided_filter(logits, intra, guide, flow, *options)
     output = empty_like_layout(logits)
     if output.numel() > 0:
         layout = layout_of(logits)
@@ -477,6 +484,10 @@ def guided_filter_backward(
     *options_and_wanted: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     *options, wanted = options_and_wanted
+    if len(options[0]) > 2 * _MOST_OFFSETS:
+        return reference.guided_filter_backward(
+            grad, logits, intra, guide, flow, *options_and_wanted
+        )
     if wanted & LOGITS and flow is not None:
         nondeterministic("vsegops_triton::guided_filter_backward")
     layout = layout_of(logits)
