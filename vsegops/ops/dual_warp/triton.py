@@ -209,7 +209,7 @@ def _launch_warp(
         c,
         high.element_size(),
         channels_last=channels_last,
-        backward=True,  # the addresses of 8 taps take as many registers
+        backward=kernel is _backward,
     )
     launch(
         kernel,
@@ -383,7 +383,7 @@ def _launch_pool(
         channels,
         first.element_size(),
         channels_last=channels_last,
-        backward=kernel is _pool_backward,
+        backward=False,  # nothing is scattered
     )
     launch(
         kernel,
