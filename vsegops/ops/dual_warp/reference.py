@@ -20,10 +20,8 @@ from .op import FIRST, GATE, HIGH, HIGH_FLOW, LOW, LOW_FLOW, SECOND
 def _warp_options(*options: Any) -> tuple[Options, Options]:
     """The options of the two warps, of `high` and of `low`."""
     *scales, align_corners, padding_mode = options
-    return (
-        Options(*scales[:3], align_corners, "bilinear", padding_mode),
-        Options(*scales[3:], align_corners, "bilinear", padding_mode),
-    )
+    both = (align_corners, "bilinear", padding_mode)
+    return Options._make((*scales[:3], *both)), Options._make((*scales[3:], *both))
 
 
 def gated_dual_warp(
@@ -47,23 +45,22 @@ def gated_dual_warp_backward(
 ) -> tuple[Tensor, ...]:
     """Each warp gets the gradient times its share; d_gate = sum_c grad * (A(high) - A(low))."""
     *options, wanted = options_and_wanted
-    compute = compute_dtype(high)
-    grad, share = grad.to(compute), gate.to(compute)
-    both_options = _warp_options(*options)
-    features, flows = [], []
-    difference = torch.zeros_like(grad)
-    for x, flow, weight, sign, own, bits in (
-        (high, high_flow, share, 1, both_options[0], (HIGH, HIGH_FLOW)),
-        (low, low_flow, 1 - share, -1, both_options[1], (LOW, LOW_FLOW)),
+    grad, share = (x.to(compute_dtype(high)) for x in (grad, gate))
+    high_options, low_options = _warp_options(*options)
+    d_features, d_flows = [], []
+    for x, flow, weight, own_options, feature, of_flow in (
+        (high, high_flow, share, high_options, HIGH, HIGH_FLOW),
+        (low, low_flow, 1 - share, low_options, LOW, LOW_FLOW),
     ):
-        own_wanted = (wanted & bits[0] and warp.INPUT) | (wanted & bits[1] and warp.FLOW)
-        d_x, d_flow = flow_warp_backward(grad * weight, x, flow, *own, own_wanted)
-        features.append(rounded_like(d_x, high) if wanted & bits[0] else d_x)
-        flows.append(d_flow)
-        if wanted & GATE:
-            difference += sign * sample(x, flow, own)
-    d_gate = (grad * difference).sum(1, keepdim=True).to(gate.dtype)
-    return *features, *flows, d_gate.contiguous() if wanted & GATE else skipped(gate)
+        bits = (warp.INPUT if wanted & feature else 0) | (warp.FLOW if wanted & of_flow else 0)
+        d_x, d_flow = flow_warp_backward(grad * weight, x, flow, *own_options, bits)
+        d_features.append(rounded_like(d_x, high) if wanted & feature else d_x)
+        d_flows.append(d_flow)
+    d_gate = skipped(gate)
+    if wanted & GATE:
+        difference = sample(high, high_flow, high_options) - sample(low, low_flow, low_options)
+        d_gate = (grad * difference).sum(1, keepdim=True).to(gate.dtype).contiguous()
+    return *d_features, *d_flows, d_gate
 
 
 def channel_pool(first: Tensor, second: Tensor) -> Tensor:
