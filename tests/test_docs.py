@@ -1,4 +1,4 @@
-"""The examples in the docstrings of every public name run and print what they say."""
+"""The examples of every public name run and print what they say; the guides' code runs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import doctest
 import importlib
 import importlib.util
 import inspect
+import re
+from pathlib import Path
 
 import pytest
 
@@ -49,3 +51,20 @@ def test_every_operator_is_public():
     for spec in specs():
         assert getattr(vsegops, spec.name) is spec.function
         assert spec.name in vsegops.__all__
+
+
+GUIDES = sorted((Path(__file__).parent.parent / "docs").glob("*.md"))
+
+
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.stem)
+def test_guides(guide):
+    """The blocks of a page run one after the other, and its assertions hold."""
+    blocks = re.findall(r"^```python\n(.*?)^```$", guide.read_text(), re.DOTALL | re.MULTILINE)
+    assert blocks
+    namespace = {"__name__": guide.stem}
+    for block in blocks:
+        exec(compile(block, str(guide), "exec"), namespace)
+
+
+def test_there_are_guides():
+    assert GUIDES
