@@ -4,10 +4,10 @@
 
 #include <string>
 
-#include "../common/binding.h"
-#include "../common/sampling.h"
+#include "binding.h"
+#include "sampling.h"
 
-namespace vsegops::warp {
+namespace vsegops {
 
 inline Padding padding_of(const std::string& mode) {
   STD_TORCH_CHECK(mode == "zeros" || mode == "border", "padding_mode: ", mode);
@@ -35,4 +35,4 @@ void dispatch(ScalarType features, ScalarType flow, const Run& run) {
   }
 }
 
-}  // namespace vsegops::warp
+}  // namespace vsegops

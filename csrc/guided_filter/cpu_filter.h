@@ -89,7 +89,7 @@ void filter_rows(const Window& window, const View<const T>& intra, const View<U>
 
 template <typename T, typename F, typename Flow>
 void forward(const Forward<T, F, Flow>& call, const Context& context) {
-  warp::check_plane(call.out.h, call.out.w);
+  check_plane(call.out.h, call.out.w);
   using Reading = Reader<T, F, Flow>;
   const bool channels_last = call.source.channels_last;
   const int64_t step = step_of(call);
@@ -196,7 +196,7 @@ View<F> like(const View<T>& x, F* data) {
 template <typename T, typename F, typename Flow>
 void backward(const Backward<T, F, Flow>& call, const Context& context) {
   const View<const T>& logits = call.source.logits;
-  warp::check_plane(logits.h, logits.w);
+  check_plane(logits.h, logits.w);
   if (!call.source.flow.data) return filter_backward(call, call.d_logits, context);
   if (!call.d_logits.data && !call.d_flow.data) {
     return filter_backward(call, View<F>(), context);

@@ -5,7 +5,7 @@
 #include <string>
 #include <tuple>
 
-#include "dispatch.h"
+#include "../common/dispatch.h"
 #include "warp.h"
 
 namespace vsegops::warp {
