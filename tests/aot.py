@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,8 +82,10 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[Launch]:
         launches.append(Launch(kernel, programs, arguments, num_warps, constants))
 
     for family in families():
-        module = importlib.import_module(f"vsegops.ops.{family}.triton")
-        monkeypatch.setattr(module, "launch", record)
+        importlib.import_module(f"vsegops.ops.{family}.triton")
+    for name, module in list(sys.modules.items()):
+        if name.startswith("vsegops.ops.") and hasattr(module, "launch"):
+            monkeypatch.setattr(module, "launch", record)
     return launches
 
 

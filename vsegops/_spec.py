@@ -53,7 +53,7 @@ class Maker:
         return self._place(self._normal(shape), self.dtype)
 
     def regions(self, n: int, c: int, h: int, w: int, side: int = 4) -> Tensor:
-        """The same, constant in squares of `side` pixels: logits of a map with regions in it."""
+        """Logits of a map with regions: standard normal, constant in squares of `side` pixels."""
         values = self._normal((n, c, -(-h // side), -(-w // side)))
         values = values.repeat_interleave(side, 2).repeat_interleave(side, 3)
         return self._place(values[..., :h, :w], self.dtype)

@@ -9,7 +9,6 @@
 // Bands of rows run in parallel. No result depends on where a band begins.
 #pragma once
 
-#include "../warp/cpu_backward.h"
 #include "cpu_loops.h"
 #include "cpu_weights.h"
 
@@ -66,25 +65,40 @@ void with_window(const Stencil& stencil, const Run& run) {
 }
 
 // The output rows [y, end), one or some at a time.
-template <bool Adjoint, typename Window, typename F, typename T, typename U>
+template <bool Adjoint, typename F, typename Window, typename T, typename U>
 void filter_rows(const Window& window, const View<const T>& intra, const View<U>& out,
-                 bool channels_last, int64_t n, int64_t y, int64_t end, const Rows<F>& source,
-                 const Rows<F>& weights) {
-  while (y < end) {
-    const Lines<const T> blended(intra, channels_last, n, y);
-    const Lines<U> target(out, channels_last, n, y);
-    constexpr int rows = kRowsAtOnce<Window>;
-    if (channels_last) {
-      filter_pixels<Adjoint>(window, out.c, out.w, y, source, weights, blended, target);
-      y += 1;
-    } else if (y + rows <= end) {
-      filter_planes<Adjoint, rows>(window, out.c, out.w, y, source, weights, blended, target);
-      y += rows;
-    } else {
-      filter_planes<Adjoint, 1>(window, out.c, out.w, y, source, weights, blended, target);
-      y += 1;
+                 bool channels_last, bool streamed, int64_t n, int64_t y, int64_t end,
+                 const Rows<F>& source, const Rows<F>& weights) {
+  const auto run = [&](auto rows, auto stream) {
+    filter_planes<Adjoint, rows(), stream()>(window, out.c, out.w, y, source, weights,
+                                             Lines<const T>(intra, channels_last, n, y),
+                                             Lines<U>(out, channels_last, n, y));
+    y += rows();
+  };
+  const auto in_steps = [&](auto stream) {
+    using Together = std::integral_constant<int, kRowsAtOnce<Window>>;
+    while (y + Together() <= end) run(Together(), stream);
+    while (y < end) run(std::integral_constant<int, 1>(), stream);
+  };
+  if (channels_last) {
+    for (; y < end; ++y) {
+      filter_pixels<Adjoint>(window, out.c, out.w, y, source, weights,
+                             Lines<const T>(intra, channels_last, n, y),
+                             Lines<U>(out, channels_last, n, y));
     }
+    return;
   }
+  if constexpr (kFixed<Window> && std::is_same_v<U, F>) {
+    if (streamed) return in_steps(std::true_type());
+  }
+  in_steps(std::false_type());
+}
+
+// Whether to write past the caches: whole vectors, of a call that moves more than they hold.
+template <typename T, typename Call>
+bool is_streamed(const Call& call, const View<T>& out) {
+  const int64_t moved = (3 * out.c + call.guide.c) * out.n * out.h * out.w * int64_t(sizeof(T));
+  return moved >= kStreamBytes && is_aligned(out.data) && out.w * sizeof(T) % kVectorBytes == 0;
 }
 
 template <typename T, typename F, typename Flow>
@@ -92,6 +106,7 @@ void forward(const Forward<T, F, Flow>& call, const Context& context) {
   check_plane(call.out.h, call.out.w);
   using Reading = Reader<T, F, Flow>;
   const bool channels_last = call.source.channels_last;
+  const bool streamed = is_streamed(call, call.out);
   const int64_t step = step_of(call);
   const auto source_sizes = sizes_of<F>(call, call.out.c, true, channels_last);
   const auto weight_sizes = sizes_of<F>(call, call.guide.c + 1, false, false);
@@ -108,15 +123,16 @@ void forward(const Forward<T, F, Flow>& call, const Context& context) {
         source.advance(y, [&](int64_t a, int64_t b) { reader.fill(n, a, b, source); });
         weights.advance(y, [&](int64_t a, int64_t b) { weigher.fill(n, a, b, weights); });
         with_window(call.stencil, [&](const auto& window) {
-          filter_rows<false>(window, call.intra, call.out, channels_last, n, y,
+          filter_rows<false>(window, call.intra, call.out, channels_last, streamed, n, y,
                              std::min(y + step, end), source, weights);
         });
       }
     });
+    if (streamed) stream_fence();
   });
 }
 
-// All but what the flow adds: d_intra, d_guide, and the gradient of S in `d_source`.
+// `d_source`: the one of d_logits and d_source that is wanted.
 template <typename U, typename T, typename F, typename Flow>
 void filter_backward(const Backward<T, F, Flow>& call, const View<U>& d_source,
                      const Context& context) {
@@ -126,6 +142,7 @@ void filter_backward(const Backward<T, F, Flow>& call, const View<U>& d_source,
   const auto source_sizes = sizes_of<F>(call, classes, true, channels_last);
   const auto grad_sizes = sizes_of<F>(call, classes, d_source.data, channels_last);
   const auto weight_sizes = sizes_of<F>(call, call.guide.c + 1, d_source.data, false);
+  const bool streamed = d_source.data && !call.source.flow.data && is_streamed(call, d_source);
   const int64_t pitch = weight_sizes.pitch();
   for_bands(call.guide.n, call.guide.h, step, [&](const auto& for_each_band) {
     Arena arena(source_sizes.bytes() + grad_sizes.bytes() + weight_sizes.bytes() +
@@ -155,8 +172,8 @@ void filter_backward(const Backward<T, F, Flow>& call, const View<U>& d_source,
         }
         with_window(call.stencil, [&](const auto& window) {
           if (d_source.data) {
-            filter_rows<true>(window, call.intra, d_source, channels_last, n, y, last, grad,
-                              weights);
+            filter_rows<true>(window, call.intra, d_source, channels_last, streamed, n, y, last,
+                              grad, weights);
           }
           for (int64_t i = y; call.d_guide.data && i < last; ++i) {
             const Lines<const T> intra(call.intra, channels_last, n, i);
@@ -171,60 +188,17 @@ void filter_backward(const Backward<T, F, Flow>& call, const View<U>& d_source,
         });
       }
     });
+    if (streamed) stream_fence();
   });
-}
-
-// A whole tensor, widened or narrowed.
-template <typename T, typename F>
-void convert(const View<const T>& x, F* to) {
-  torch::stable::parallel_for(0, x.n * x.c * x.h * x.w, 1 << 15, [&](int64_t i, int64_t end) {
-    widen_row(x.data + i, end - i, 0, to + i);
-  });
-}
-template <typename T, typename F>
-void convert(const F* from, const View<T>& x) {
-  torch::stable::parallel_for(0, x.n * x.c * x.h * x.w, 1 << 15, [&](int64_t i, int64_t end) {
-    for (; i < end; ++i) narrow(from[i], x.data + i);
-  });
-}
-
-template <typename F, typename T>
-View<F> like(const View<T>& x, F* data) {
-  return {data, x.n, x.c, x.h, x.w, x.stride_n, x.stride_c, x.stride_h, x.stride_w};
 }
 
 template <typename T, typename F, typename Flow>
 void backward(const Backward<T, F, Flow>& call, const Context& context) {
-  const View<const T>& logits = call.source.logits;
-  check_plane(logits.h, logits.w);
-  if (!call.source.flow.data) return filter_backward(call, call.d_logits, context);
-  if (!call.d_logits.data && !call.d_flow.data) {
-    return filter_backward(call, View<F>(), context);
-  }
-  // From the gradient of S on it is that of a warp, in the type that is computed in.
-  const int64_t elements = logits.n * logits.c * logits.h * logits.w;
-  F* d_source;
-  const Tensor held = context.scratch(elements, &d_source);
-  filter_backward(call, like(logits, d_source), context);
-  warp::Backward<F, F, Flow> warping;
-  warping.mapping = call.source.mapping;
-  warping.channels_last = call.source.channels_last;
-  warping.grad = like<const F>(logits, d_source);
-  warping.flow = call.source.flow;
-  warping.d_flow = call.d_flow;
-  if constexpr (std::is_same_v<T, F>) {
-    warping.input = logits;
-    warping.d_input = call.d_logits;
-    warp::backward(warping, context);
+  check_plane(call.guide.h, call.guide.w);
+  if (call.d_source.data) {
+    filter_backward(call, call.d_source, context);
   } else {
-    F *input, *d_input;
-    const Tensor wide = context.scratch(elements, &input);
-    const Tensor d_wide = context.scratch(elements, &d_input);
-    convert(logits, input);
-    warping.input = like<const F>(logits, input);
-    if (call.d_logits.data) warping.d_input = like(logits, d_input);
-    warp::backward(warping, context);
-    if (call.d_logits.data) convert(d_input, call.d_logits);
+    filter_backward(call, call.d_logits, context);
   }
 }
 

@@ -117,8 +117,12 @@ VSEGOPS_HD void for_vectors(int64_t size, const Run& run) {
 
 // ---- Filter and adjoint ----
 
-// Contiguous: vectors over pixels, whose weights are kept over all classes.
-template <bool Adjoint, int R, typename Window, typename F, typename T, typename U>
+// Planes are read side by side, too many for the processor to foresee what comes next.
+constexpr int64_t kPixelsAhead = 32;
+
+// Contiguous: vectors over pixels, whose weights are kept over all classes. Stream: past the
+// caches.
+template <bool Adjoint, int R, bool Stream, typename Window, typename F, typename T, typename U>
 void filter_planes(const Window& window, int64_t classes, int64_t width, int64_t y,
                    const Rows<F>& source, const Rows<F>& weights, const Lines<const T>& intra,
                    const Lines<U>& out) {
@@ -144,8 +148,9 @@ void filter_planes(const Window& window, int64_t classes, int64_t width, int64_t
       for (int r = 0; r < R; ++r) {
         sum[r] = Vector<F>{};
         if constexpr (!Adjoint) {
-          sum[r] =
-              last[r] * load_some<F>(intra.data + c * intra.channel + r * intra.row + x, lanes);
+          const T* blended = intra.data + c * intra.channel + r * intra.row + x;
+          __builtin_prefetch(blended + kPixelsAhead, 0, 2);
+          sum[r] = last[r] * load_some<F>(blended, lanes);
         }
         for_taps(taps, [&](auto k) {
           const Vector<F> g = kFixed<Window> ? kept[r][k] : weight(r, k, x);
@@ -154,7 +159,12 @@ void filter_planes(const Window& window, int64_t classes, int64_t width, int64_t
       }
 #pragma GCC unroll 2
       for (int r = 0; r < R; ++r) {
-        store_some<F>(sum[r], out.data + c * out.channel + r * out.row + x, lanes);
+        U* const to = out.data + c * out.channel + r * out.row + x;
+        if constexpr (Stream) {
+          stream<F>(sum[r], to);
+        } else {
+          store_some<F>(sum[r], to, lanes);
+        }
       }
     }
   });

@@ -91,7 +91,8 @@ class Plain {
   Plain(const View<const T>& x, bool channels_last) : x_(x), channels_last_(channels_last) {}
 
   void fill(int64_t n, int64_t begin, int64_t end, const Rows<F>& rows) const {
-    const int64_t ahead = (end - begin) * x_.stride_h;
+    // The next row, or the same of the next plane.
+    const int64_t ahead = channels_last_ ? x_.stride_h : x_.stride_c;
     for (int64_t y = begin; y < end; ++y) {
       const T* from = x_.data + n * x_.stride_n + y * x_.stride_h;
       F* to = rows.place(y);

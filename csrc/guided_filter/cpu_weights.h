@@ -55,7 +55,6 @@ class Weights {
         guide_(call.guide) {}
 
   void fill(int64_t n, int64_t begin, int64_t end, const Rows<F>& rows) const {
-    const int64_t ahead = (end - begin) * guide_.stride_h;
     for (int64_t y = begin; y < end; ++y) {
       F* const weights = rows.place(y);
       for (int64_t k = 0; k < guide_.c; ++k) {
@@ -64,7 +63,7 @@ class Weights {
         if (channels_last_) {
           for (int64_t x = 0; x < guide_.w; ++x) to[x] = widen(from[x * guide_.c]);
         } else {
-          widen_row(from, guide_.w, ahead, to);
+          widen_row(from, guide_.w, guide_.stride_c, to);
         }
       }
       normalize_row(normalize_, eps_, guide_.c, guide_.w, rows.channel, weights);

@@ -25,6 +25,8 @@
 
 namespace vsegops::guided_filter {
 
+constexpr int kMostOffsets = 256;  // as in vsegops/ops/guided_filter/__init__.py
+
 enum class Normalize { kSum, kSoftmax, kNone };
 
 struct Offset {
@@ -128,10 +130,10 @@ struct Backward {
   View<const T> grad;
   View<const T> intra;
   View<const T> guide;
-  View<T> d_logits;
+  View<T> d_logits;  // without a flow
+  View<F> d_source;  // with one: the gradient of S, like logits
   View<T> d_intra;
   View<T> d_guide;
-  View<Flow> d_flow;
 };
 
 template <typename T, typename F, typename Flow>

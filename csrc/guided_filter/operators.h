@@ -9,14 +9,13 @@
 #include <vector>
 
 #include "../common/dispatch.h"
+#include "../warp/gradients.h"
 #include "guided_filter.h"
 
 namespace vsegops::guided_filter {
 
 // Bits of `wanted`, as in vsegops/ops/guided_filter/op.py.
 enum Gradient { kLogits = 1, kIntra = 2, kGuide = 4, kFlow = 8 };
-
-constexpr int64_t kMostOffsets = 256;  // as in vsegops/ops/guided_filter/__init__.py
 
 struct Sampling {
   double scale_x, scale_y;
@@ -31,13 +30,13 @@ struct Options {
   Sampling sampling;
 };
 
-// Tensors of one call, in the layout of the logits.
-struct __attribute__((visibility("hidden"))) Source {
+// The tensors of a call, in the layout of the logits.
+struct __attribute__((visibility("hidden"))) Arguments {
   MemoryFormat layout;
   Tensor logits;
   const std::optional<Tensor>& flow;
 
-  Source(const Tensor& x, const std::optional<Tensor>& along)
+  Arguments(const Tensor& x, const std::optional<Tensor>& along)
       : layout(layout_of(x)), logits(x), flow(along) {
     STD_TORCH_CHECK(x.dim() == 4, "logits: expected 4 dimensions, got ", x.dim());
     STD_TORCH_CHECK(
@@ -57,9 +56,9 @@ struct __attribute__((visibility("hidden"))) Source {
     return dense(x, layout);
   }
 
-  Tensor empty(int64_t channels) const {
+  Tensor empty(int64_t channels, std::optional<ScalarType> dtype = std::nullopt) const {
     return vsegops::empty(logits, {logits.size(0), channels, logits.size(2), logits.size(3)},
-                          layout);
+                          layout, dtype);
   }
 
   template <typename T, typename F, typename Flow>
@@ -102,13 +101,13 @@ inline int64_t guide_channels(const Options& o) {
 
 // What Forward and Backward have in common.
 template <template <typename...> typename Call, typename T, typename F, typename Flow>
-Call<T, F, Flow> call_of(const Source& source, const Options& o, const Tensor& intra,
+Call<T, F, Flow> call_of(const Arguments& given, const Options& o, const Tensor& intra,
                          const Tensor& guide) {
   Call<T, F, Flow> call;
-  call.stencil = Stencil(o.offsets, source.logits.size(2), source.logits.size(3));
+  call.stencil = Stencil(o.offsets, given.logits.size(2), given.logits.size(3));
   call.normalize = normalize_of(o.normalize);
   call.eps = static_cast<F>(o.eps);
-  call.source = source.sampled<T, F, Flow>(o.sampling);
+  call.source = given.sampled<T, F, Flow>(o.sampling);
   call.intra = view<const T>(intra);
   call.guide = view<const T>(guide);
   return call;
@@ -119,17 +118,17 @@ inline Tensor guided_filter(const Tensor& logits, const Tensor& intra, const Ten
                             const std::string& normalize, double eps, double scale_x,
                             double scale_y, bool semantic, const std::string& padding_mode) {
   const Options options{offsets, normalize, eps, {scale_x, scale_y, semantic, padding_mode}};
-  const Source source(logits, flow);
-  const Tensor blended = source.matching("intra", intra, logits.size(1));
-  const Tensor guiding = source.matching("guide", guide, guide_channels(options));
-  const Tensor out = source.empty(logits.size(1));
+  const Arguments given(logits, flow);
+  const Tensor blended = given.matching("intra", intra, logits.size(1));
+  const Tensor guiding = given.matching("guide", guide, guide_channels(options));
+  const Tensor out = given.empty(logits.size(1));
   if (out.numel() == 0) return out;
   const Context context(logits);
-  source.dispatch([&](auto t, auto f, auto fl) {
+  given.dispatch([&](auto t, auto f, auto fl) {
     using T = typename decltype(t)::type;
     using F = typename decltype(f)::type;
     using Flow = typename decltype(fl)::type;
-    auto call = call_of<Forward, T, F, Flow>(source, options, blended, guiding);
+    auto call = call_of<Forward, T, F, Flow>(given, options, blended, guiding);
     call.out = view<T>(out);
     forward(call, context);
   });
@@ -142,52 +141,65 @@ inline std::tuple<Tensor, Tensor, Tensor, Tensor> guided_filter_backward(
     const std::string& normalize, double eps, double scale_x, double scale_y, bool semantic,
     const std::string& padding_mode, int64_t wanted) {
   const Options options{offsets, normalize, eps, {scale_x, scale_y, semantic, padding_mode}};
-  const Source source(logits, flow);
+  const Arguments given(logits, flow);
   const int64_t classes = logits.size(1), channels = guide_channels(options);
-  const Tensor incoming = source.matching("grad", grad, classes);
-  const Tensor blended = source.matching("intra", intra, classes);
-  const Tensor guiding = source.matching("guide", guide, channels);
-  const auto like = [&](Gradient bit, int64_t count) {
-    return wanted & bit ? source.empty(count) : skipped(logits);
+  const Tensor incoming = given.matching("grad", grad, classes);
+  const Tensor blended = given.matching("intra", intra, classes);
+  const Tensor guiding = given.matching("guide", guide, channels);
+  const auto like = [&](int64_t bit, int64_t count) {
+    return wanted & bit ? given.empty(count) : skipped(logits);
   };
-  const Tensor d_logits = like(kLogits, classes), d_intra = like(kIntra, classes);
-  const Tensor d_guide = like(kGuide, channels);
-  if (!flow) wanted &= ~kFlow;
-  const Tensor d_flow = wanted & kFlow
-                            ? empty(*flow, {flow->size(0), 2, flow->size(2), flow->size(3)})
-                            : skipped(flow ? *flow : logits);
-  if (guiding.numel() == 0 || !wanted) return {d_logits, d_intra, d_guide, d_flow};
-  const Context context(logits);
-  source.dispatch([&](auto t, auto f, auto fl) {
-    using T = typename decltype(t)::type;
-    using F = typename decltype(f)::type;
-    using Flow = typename decltype(fl)::type;
-    auto call = call_of<Backward, T, F, Flow>(source, options, blended, guiding);
-    call.grad = view<const T>(incoming);
-    if (wanted & kLogits) call.d_logits = view<T>(d_logits);
-    if (wanted & kIntra) call.d_intra = view<T>(d_intra);
-    if (wanted & kGuide) call.d_guide = view<T>(d_guide);
-    if (wanted & kFlow) call.d_flow = view<Flow>(d_flow);
-    backward(call, context);
-  });
-  return {d_logits, d_intra, d_guide, d_flow};
+  const Tensor d_intra = like(kIntra, classes), d_guide = like(kGuide, channels);
+  // With a flow the gradient goes on from S, in the type that is computed in.
+  const ScalarType own = logits.scalar_type();
+  const ScalarType compute = own == ScalarType::Double ? own : ScalarType::Float;
+  const bool sampled = flow && wanted & (kLogits | kFlow);
+  const Tensor d_source = sampled ? given.empty(classes, compute) : like(kLogits, classes);
+  if (guiding.numel() > 0) {
+    const Context context(logits);
+    given.dispatch([&](auto t, auto f, auto fl) {
+      using T = typename decltype(t)::type;
+      using F = typename decltype(f)::type;
+      using Flow = typename decltype(fl)::type;
+      auto call = call_of<Backward, T, F, Flow>(given, options, blended, guiding);
+      call.grad = view<const T>(incoming);
+      if (sampled) {
+        call.d_source = view<F>(d_source);
+      } else if (wanted & kLogits) {
+        call.d_logits = view<T>(d_source);
+      }
+      if (wanted & kIntra) call.d_intra = view<T>(d_intra);
+      if (wanted & kGuide) call.d_guide = view<T>(d_guide);
+      backward(call, context);
+    });
+  }
+  if (!sampled) return {d_source, d_intra, d_guide, skipped(flow ? *flow : logits)};
+  const auto as = [](const Tensor& x, ScalarType dtype) {
+    return x.scalar_type() == dtype ? x : torch::stable::to(x, dtype);
+  };
+  const Tensor along = own == compute ? *flow : as(*flow, compute);
+  const int64_t gradients = (wanted & kLogits ? 1 : 0) | (wanted & kFlow ? 2 : 0);
+  const auto [d_logits, d_flow] =
+      warp::flow_warp_backward(d_source, as(given.logits, compute), along, scale_x, scale_y,
+                               semantic, true, "bilinear", padding_mode, gradients);
+  return {as(d_logits, own), d_intra, d_guide, as(d_flow, flow->scalar_type())};
 }
 
 inline Tensor label_edges(const Tensor& logits, const std::optional<Tensor>& flow, double scale_x,
                           double scale_y, bool semantic, const std::string& padding_mode,
                           const std::string& response) {
   STD_TORCH_CHECK(response == "binary" || response == "sigmoid", "response: ", response);
-  const Source source(logits, flow);
-  const Tensor out = source.empty(1);
+  const Arguments given(logits, flow);
+  const Tensor out = given.empty(1);
   if (out.numel() == 0) return out;
   STD_TORCH_CHECK(logits.size(1) > 0, "logits: expected at least one class");
   const Context context(logits);
-  source.dispatch([&](auto t, auto f, auto fl) {
+  given.dispatch([&](auto t, auto f, auto fl) {
     using T = typename decltype(t)::type;
     using F = typename decltype(f)::type;
     using Flow = typename decltype(fl)::type;
     Edges<T, F, Flow> call;
-    call.source = source.sampled<T, F, Flow>({scale_x, scale_y, semantic, padding_mode});
+    call.source = given.sampled<T, F, Flow>({scale_x, scale_y, semantic, padding_mode});
     call.sigmoid = response == "sigmoid";
     call.out = view<T>(out);
     edges(call, context);

@@ -6,6 +6,7 @@
 #include <tuple>
 
 #include "../common/dispatch.h"
+#include "gradients.h"
 #include "warp.h"
 
 namespace vsegops::warp {
@@ -131,12 +132,11 @@ inline Tensor warp_correct(const Tensor& previous, const Tensor& flow, const Ten
                      {scale_x, scale_y, semantic, align_corners, mode, padding_mode});
 }
 
-inline std::tuple<Tensor, Tensor> flow_warp_backward(const Tensor& grad, const Tensor& input,
-                                                     const Tensor& flow, double scale_x,
-                                                     double scale_y, bool semantic,
-                                                     bool align_corners, const std::string& mode,
-                                                     const std::string& padding_mode,
-                                                     int64_t wanted) {
+std::tuple<Tensor, Tensor> flow_warp_backward(const Tensor& grad, const Tensor& input,
+                                              const Tensor& flow, double scale_x, double scale_y,
+                                              bool semantic, bool align_corners,
+                                              const std::string& mode,
+                                              const std::string& padding_mode, int64_t wanted) {
   const auto [d_input, d_flow, d_correction, d_attention] =
       run_backward(grad, input, flow, std::nullopt, std::nullopt,
                    {scale_x, scale_y, semantic, align_corners, mode, padding_mode}, wanted);

@@ -171,19 +171,22 @@ def _sampling(scale: Any, padding_mode: Any) -> tuple[float, float, bool, str]:
 
 def _flat(offsets: Any) -> list[int]:
     """dy and dx of each tap in turn; an empty tap is one that is outside every image."""
-    well_formed = isinstance(offsets, Sequence) and 0 < len(offsets) <= MAX_OFFSETS
+    well_formed = isinstance(offsets, (tuple, list)) and 0 < len(offsets) <= MAX_OFFSETS
     if not well_formed or not all(map(_is_offset, offsets)):
         raise _checks.error(
             "offsets", f"1 to {MAX_OFFSETS} pairs (dy, dx) of whole numbers, or None", offsets
         )
-    return [x for offset in offsets for x in offset or (op.NOWHERE, op.NOWHERE)]
+    empty = (op.NOWHERE, op.NOWHERE)
+    return [x for offset in offsets for x in offset or empty]
 
 
 def _is_offset(offset: Any) -> bool:
     if offset is None:
         return True
+    if not isinstance(offset, (tuple, list)) or len(offset) != 2:
+        return False
+    dy, dx = offset
+    farthest = op.NOWHERE
     return (
-        isinstance(offset, Sequence)
-        and len(offset) == 2
-        and all(type(x) is int and abs(x) <= op.NOWHERE for x in offset)
+        type(dy) is type(dx) is int and -farthest <= dy <= farthest and -farthest <= dx <= farthest
     )

@@ -55,8 +55,7 @@ def _filter_backward(
 
 
 def _fake_edges(logits: Tensor, *_: Any) -> Tensor:
-    n, h, w = logits.shape[0], *logits.shape[2:]
-    return logits.new_empty(n, 1, h, w)  # one channel: the same in both layouts
+    return empty_like_layout(logits, (logits.shape[0], 1, *logits.shape[2:]))
 
 
 register(

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..._layout import skipped
+from ..._layout import empty_like_layout, skipped
 from ..warp import op as warp
 from ..warp.reference import Options, compute_dtype, flow_warp_backward, rounded_like, sample
 from .op import FLOW, GUIDE, INTRA, LOGITS
@@ -128,4 +128,4 @@ def label_edges(logits: Tensor, flow: Tensor | None, *options: Any) -> Tensor:
         for dx in (-1, 0, 1):
             laplacian += _shifted(label, dy, dx)
     edges = laplacian != 0 if response == "binary" else laplacian.double().sigmoid()
-    return edges.to(logits.dtype).contiguous()
+    return empty_like_layout(logits, edges.shape).copy_(edges)

@@ -1,9 +1,9 @@
 """The guided filter family's sample inputs, baselines and costs, for the tests and the benchmarks.
 
 With D offsets a filter does D + 1 multiply-adds per pixel and class and moves, at the least, one
-read of logits and intra, one write, and the guide once for all classes: 19 classes and 9 offsets
-make 20 operations to 14 bytes in float32. Memory bounds it on a GPU; on a CPU core so it does,
-just. The edges compare each logit once and move it once.
+read of logits and intra, one write, and the guide once for all classes: for 19 classes and 9
+offsets 20 operations to 14 bytes in float32. Memory bounds it on a GPU, and on a CPU core as well
+where the shifted reads come from the cache. The edges read each logit once and compare it once.
 """
 
 from __future__ import annotations

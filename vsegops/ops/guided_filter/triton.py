@@ -1,4 +1,4 @@
-"""The guided filter family in Triton, for both layouts.
+"""The guided filter in Triton, for both layouts; its family's other operator is in `triton_edges`.
 
 A program blends some pixels, walking over the classes; the weights are made of the guide where
 they are used. Offsets are compiled in, each list anew; long lists are left to PyTorch. Triton
@@ -11,7 +11,6 @@ The fewest bytes to move per pixel, with C classes, K guide channels of E bytes,
 
     forward   (3C + K)E, and 2F more with a flow
     backward  (5C + 2K)E, and 4F more
-    edges     (C + 1)E, and 2F more
 """
 
 from __future__ import annotations
@@ -27,15 +26,10 @@ from torch import Tensor
 from ..._determinism import nondeterministic
 from ..._layout import dense, empty_like_layout, layout_of, skipped
 from ..._triton import (
-    INTERPRETED,
     bilinear_slopes,
     channel_at,
     channel_offsets,
     channel_step,
-    corners,
-    flow_scales,
-    index_dtype,
-    last_offset,
     launch,
     pixels_of_program,
     read_corners,
@@ -48,6 +42,10 @@ from ..._triton import (
 )
 from . import op, reference
 from .op import FLOW, GUIDE, INTRA, LOGITS
+from .triton_edges import label_edges
+from .triton_sampling import RUN_TIME, corners_of, geometry
+
+__all__ = ["guided_filter", "guided_filter_backward", "label_edges"]
 
 _NOWHERE: tl.constexpr = tl.constexpr(op.NOWHERE)
 
@@ -100,24 +98,7 @@ def _neighbour(pixel, y, x, exists, H, W, dy, dx):
     return pixel + tl.full((), dy, pixel.dtype) * W + dx, y, x, inside
 
 
-@triton.jit
-def _corners(
-    flow, n, y, x, exists, scale_x, scale_y, C, H, W, flow_n, flow_c, flow_y, flow_x,
-    F: tl.constexpr, INDEX: tl.constexpr, BORDER: tl.constexpr, BLOCK_C: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
-):  # fmt: skip
-    """Where the flow samples at (y, x) an image of the output's size."""
-    return corners(
-        flow, n, y, x, exists, scale_x, scale_y, C, H, W, H, W, flow_n, flow_c, flow_y, flow_x,
-        F, INDEX, True, True, False, BORDER, BLOCK_C, CHANNELS_LAST,
-    )  # fmt: skip
-
-
-#: What a kernel is not compiled anew for. C is not among it: vectors of channels need its divisors.
-_RUN_TIME = "scale_x scale_y eps H W flow_n flow_c flow_y flow_x".split()
-
-
-@triton.jit(do_not_specialize=_RUN_TIME)
+@triton.jit(do_not_specialize=RUN_TIME)
 def _forward(
     logits, intra, guide, flow, output, scale_x: tl.float64, scale_y: tl.float64, eps: tl.float64,
     C, H, W, flow_n, flow_c, flow_y, flow_x,
@@ -155,7 +136,7 @@ def _forward(
                     q_at = channel_offsets(q, C, size, BLOCK_C, CHANNELS_LAST)
                     s = tl.load(logits + q_at, mask=real & inside[None, :], other=0.0).to(F)
                 else:
-                    around = _corners(
+                    around = corners_of(
                         flow, n, q_y, q_x, inside, scale_x, scale_y, C, H, W,
                         flow_n, flow_c, flow_y, flow_x, F, INDEX, BORDER, BLOCK_C, CHANNELS_LAST,
                     )  # fmt: skip
@@ -167,7 +148,7 @@ def _forward(
         output += step
 
 
-@triton.jit(do_not_specialize=_RUN_TIME)
+@triton.jit(do_not_specialize=RUN_TIME)
 def _backward_pixels(
     grad, logits, intra, guide, flow, d_intra, d_guide, normalizer,
     scale_x: tl.float64, scale_y: tl.float64, eps: tl.float64,
@@ -228,7 +209,7 @@ def _backward_pixels(
                     if flow is None:
                         q_at = channel_offsets(q, C, size, BLOCK_C, CHANNELS_LAST)
                     else:
-                        around = _corners(
+                        around = corners_of(
                             flow, n, q_y, q_x, inside, scale_x, scale_y, C, H, W,
                             flow_n, flow_c, flow_y, flow_x,
                             F, INDEX, BORDER, BLOCK_C, CHANNELS_LAST,
@@ -263,7 +244,7 @@ def _backward_pixels(
             tl.store(d_guide + d_at, rounded(d, d_guide.dtype.element_ty), mask=exists)
 
 
-@triton.jit(do_not_specialize=_RUN_TIME)
+@triton.jit(do_not_specialize=RUN_TIME)
 def _backward_logits(
     grad, logits, guide, normalizer, flow, d_logits, d_flow,
     scale_x: tl.float64, scale_y: tl.float64, eps: tl.float64,
@@ -289,7 +270,7 @@ def _backward_logits(
     if d_logits is not None:
         d_logits += n * C * size
     if flow is not None:
-        around = _corners(
+        around = corners_of(
             flow, n, y, x, exists, scale_x, scale_y, C, H, W, flow_n, flow_c, flow_y, flow_x,
             F, INDEX, BORDER, BLOCK_C, CHANNELS_LAST,
         )  # fmt: skip
@@ -336,90 +317,6 @@ def _backward_logits(
         store_flow(d_flow, along_x, along_y, scale_x, scale_y, n, pixel, exists, size, F)
 
 
-@triton.jit(do_not_specialize=_RUN_TIME)
-def _edges(
-    logits, flow, output, scale_x: tl.float64, scale_y: tl.float64,
-    C, H, W, flow_n, flow_c, flow_y, flow_x,
-    INDEX: tl.constexpr, BORDER: tl.constexpr, SIGMOID: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    BLOCK_C: tl.constexpr, WHOLE: tl.constexpr,
-):  # fmt: skip
-    """output = response(sum of the 3 x 3 labels around a pixel - 9 * its own)
-
-    A program labels ROWS x COLUMNS pixels, each once, and writes those that are not at the rim.
-    """
-    F: tl.constexpr = tl.float64 if logits.dtype.element_ty == tl.float64 else tl.float32
-    across = tl.cdiv(W, COLUMNS - 2)
-    down = tl.cdiv(H, ROWS - 2)
-    image = tl.program_id(0) // (across * down)
-    tile = tl.program_id(0) - image * (across * down)
-    tile_y = tile // across
-    lane = tl.arange(0, ROWS * COLUMNS)
-    row = lane // COLUMNS
-    column = lane - row * COLUMNS
-    y = (tile_y * (ROWS - 2) + row - 1).to(INDEX)
-    x = ((tile - tile_y * across) * (COLUMNS - 2) + column - 1).to(INDEX)
-    inside = (y >= 0) & (y < H) & (x >= 0) & (x < W)
-    n = image.to(tl.int64)
-    size = H.to(INDEX) * W
-    pixel = y * W + x
-    logits += n * C * size
-    if flow is None:
-        at = channel_offsets(pixel, C, size, BLOCK_C, CHANNELS_LAST)
-    else:
-        around = _corners(
-            flow, n, y, x, inside, scale_x, scale_y, C, H, W, flow_n, flow_c, flow_y, flow_x,
-            F, INDEX, BORDER, BLOCK_C, CHANNELS_LAST,
-        )  # fmt: skip
-    best = tl.full((ROWS * COLUMNS,), -float("inf"), F)
-    label = tl.zeros((ROWS * COLUMNS,), tl.int32)
-    for start in range(0, C, BLOCK_C):
-        real = real_channels(start, C, BLOCK_C, WHOLE)
-        if flow is None:
-            s = tl.load(logits + at, mask=real & inside[None, :], other=0.0).to(F)
-        else:
-            s = sample(logits, real, *around, F)
-        s = tl.where(real, s, -float("inf"))
-        value, channel = tl.max(s, 0, return_indices=True, return_indices_tie_break_left=True)
-        label = tl.where(value > best, start + channel, label)  # the lowest of equals stays
-        best = tl.maximum(value, best)
-        logits += channel_step(size, BLOCK_C, CHANNELS_LAST)
-    label = tl.where(inside, label, 0)
-    last: tl.constexpr = ROWS * COLUMNS - 1
-    total = label + tl.gather(label, tl.maximum(lane - 1, 0), 0)
-    total += tl.gather(label, tl.minimum(lane + 1, last), 0)
-    above = tl.gather(total, tl.maximum(lane - COLUMNS, 0), 0)
-    below = tl.gather(total, tl.minimum(lane + COLUMNS, last), 0)
-    laplacian = above + total + below - 9 * label
-    if SIGMOID:
-        small = tl.exp(-tl.abs(laplacian).to(F))
-        edge = tl.where(laplacian < 0, small, 1.0) / (1 + small)
-    else:
-        edge = (laplacian != 0).to(F)
-    inner = (row > 0) & (row < ROWS - 1) & (column > 0) & (column < COLUMNS - 1)
-    edge = rounded(edge, output.dtype.element_ty)
-    tl.store(output + n * size + pixel, edge, mask=inside & inner)
-
-
-def _geometry(
-    logits: Tensor, flow: Tensor | None, scale: Sequence[Any], channels: int
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """What follows from the sizes: the run-time arguments of a kernel and its constants.
-
-    Args:
-        scale: (scale_x, scale_y, semantic)
-        channels: the most of any tensor.
-    """
-    _, c, h, w = logits.shape
-    strides = (0, 0, 0, 0) if flow is None else flow.stride()
-    index = index_dtype(
-        channels * h * w, 0 if flow is None else last_offset(flow), 2 * max(h, w) * (max(h, w) + 1)
-    )
-    scales = flow_scales(*scale, True, (h, w), (h, w))
-    constants = {"INDEX": index, "CHANNELS_LAST": layout_of(logits) == torch.channels_last}
-    return (scales, (c, h, w, *strides)), constants
-
-
 def _launch(
     kernel: Any,
     logits: Tensor,
@@ -431,7 +328,7 @@ def _launch(
     offsets, normalize, eps, *scale, padding_mode = options
     n, c, h, w = logits.shape
     k = len(offsets) // 2 + 1
-    (scales, sizes), constants = _geometry(logits, flow, scale, max(c, k))
+    (scales, sizes), constants = geometry(logits, flow, scale, max(c, k))
     tile = tile_of(
         n * h * w,
         c,
@@ -524,36 +421,3 @@ def guided_filter_backward(
         skipped(guide) if d_guide is None else d_guide,
         skipped(logits if flow is None else flow) if d_flow is None else d_flow,
     )
-
-
-#: A program's labels: with a rim of one pixel 70% of them are written.
-_ROWS, _COLUMNS = 8, 32
-
-
-def label_edges(logits: Tensor, flow: Tensor | None, *options: Any) -> Tensor:
-    *scale, padding_mode, response = options
-    n, c, h, w = logits.shape
-    output = logits.new_empty(n, 1, h, w)
-    if output.numel() == 0:
-        return output
-    logits = dense(logits, layout_of(logits))
-    (scales, sizes), constants = _geometry(logits, flow, scale, c)
-    block = min(triton.next_power_of_2(c), 16 if INTERPRETED.value else 4)
-    launch(
-        _edges,
-        n * triton.cdiv(h, _ROWS - 2) * triton.cdiv(w, _COLUMNS - 2),
-        logits,
-        flow,
-        output,
-        *scales,
-        *sizes,
-        BORDER=padding_mode == "border",
-        SIGMOID=response == "sigmoid",
-        ROWS=_ROWS,
-        COLUMNS=_COLUMNS,
-        BLOCK_C=block,
-        WHOLE=c % block == 0,
-        num_warps=4,
-        **constants,
-    )
-    return output
