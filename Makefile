@@ -14,7 +14,7 @@ EXTRAS_bench := bench
 EXTRAS_test := models,bench,test,triton
 EXTRAS_lint := lint
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
-CXX_FILES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+CXX_FILES := $(shell find csrc tests/cuda_host -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: help build demo test bench lint format wheel clean distclean
 .DELETE_ON_ERROR:
@@ -25,8 +25,8 @@ help: ## what there is
 demo: $(STAMP)-demo ## predict the frames of a real video; writes demo-output/ (ARGS="--frames 24")
 	$(PY) -m vsegops.models.video.demo $(ARGS)
 
-test: $(STAMP)-test ## run the tests (ARGS="-k warp")
-	$(PY) -m pytest $(ARGS)
+test: $(STAMP)-test ## run the tests (ARGS="-k warp"; ARGS="-n 0 --pdb" in one process)
+	$(PY) -m pytest -n auto --maxprocesses 4 $(ARGS)
 
 bench: $(STAMP)-bench ## run the benchmarks, some 20 minutes on a CPU (ARGS=--quick for a look)
 	$(PY) -m bench run $(ARGS)

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import os
+
+# Several processes share the processors: threads that wait for each other have to give way. (Read
+# when torch is imported.)
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
+from cuda_host import backend as cuda_host
 from helpers import TARGETS, Target, poison_allocations
 
 import vsegops
@@ -18,7 +27,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--backend",
         action="append",
-        choices=list(BACKENDS),
+        choices=[*BACKENDS, cuda_host.NAME],
         help="run the tests of this backend only (may be given several times)",
     )
 
@@ -57,7 +66,8 @@ def target(request: pytest.FixtureRequest) -> Iterator[Target]:
     marker = request.node.get_closest_marker("not_interpreted")
     if marker is not None and chosen.interpreted:
         pytest.skip(f"Triton's interpreter: {marker.args[0]}")
-    with vsegops.use_backend(chosen.backend):
+    registered = cuda_host.registered() if chosen.backend == cuda_host.NAME else nullcontext()
+    with registered, vsegops.use_backend(chosen.backend):
         yield chosen
 
 
@@ -73,8 +83,13 @@ def _as_it_was() -> Iterator[None]:
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
     return [
-        f"vsegops backend {name}: {status.reason}" for name, status in vsegops.backends().items()
-    ] + [f"torch {torch.__version__}, {torch.get_num_threads()} threads"]
+        *(
+            f"vsegops backend {name}: {status.reason}"
+            for name, status in vsegops.backends().items()
+        ),
+        f"CUDA sources on the host: {cuda_host.missing() or f'the {cuda_host.BUILD} build'}",
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads",
+    ]
 
 
 def pytest_make_parametrize_id(config: pytest.Config, val: Any, argname: str) -> str | None:

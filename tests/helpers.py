@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from cuda_host import backend as cuda_host
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -49,6 +50,8 @@ class Target:
     @property
     def missing(self) -> str | None:
         """Why nothing can run here, in the backend's own words; None if it can."""
+        if self.backend == cuda_host.NAME:
+            return cuda_host.missing()
         status = vsegops.backends()[self.backend]
         if not status:
             return status.reason
@@ -72,13 +75,14 @@ class Target:
     @property
     def repeats(self) -> bool:
         """Whether two runs give the same bits without being asked to."""
-        return self.device == "cpu"
+        return self.device == "cpu" and self.backend != cuda_host.NAME
 
 
 #: Every test of the contract runs on each of these.
 TARGETS = (
     Target("cpu", "cpu"),
     Target("cuda", "cuda"),
+    Target(cuda_host.NAME, "cpu"),
     Target("triton", "cpu" if "cpu" in BACKENDS["triton"].devices else "cuda"),
     Target("reference", "cpu"),
     Target("reference", "cuda"),

@@ -198,7 +198,10 @@ def test_autocast(spec: OperatorSpec, target: Target, dtype, compiled):
                 gradient = torch.zeros_like(leaves[name]) if gradient is None else gradient
                 assert gradient.dtype == leaves[name].dtype
                 expected = by_hand.gradients[name].to(gradient)
-                assert_close(gradient, expected, error=1e-6, what=f"d/d{name}")
+                if name in names:  # it was rounded: in another order of summation, elsewhere
+                    gradient = gradient.to(dtype)
+                roundings = 0 if target.repeats else 2
+                assert_close(gradient, expected, error=1e-6, roundings=roundings, what=f"d/d{name}")
 
 
 def test_autocast_leaves_alone_what_it_should(spec: OperatorSpec, target: Target):

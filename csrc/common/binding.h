@@ -33,6 +33,12 @@
 #define VSEGOPS_LIBRARY_IMPL_(space, key, m) STABLE_TORCH_LIBRARY_IMPL(space, key, m)
 #define VSEGOPS_LIBRARY_IMPL(m) VSEGOPS_LIBRARY_IMPL_(VSEGOPS_NAMESPACE, VSEGOPS_KEY, m)
 
+// The tests that run CUDA sources on the host are told which memory a call's kernels may touch.
+#ifndef VSEGOPS_TOUCHES
+#define VSEGOPS_TOUCHES(T, tensor)
+#define VSEGOPS_CALL_ENDS()
+#endif
+
 namespace vsegops {
 
 using torch::headeronly::MemoryFormat;
@@ -54,6 +60,7 @@ struct View {
 
 template <typename T>
 View<T> view(const Tensor& x) {
+  VSEGOPS_TOUCHES(T, x);
   return {static_cast<T*>(x.data_ptr()),
           x.size(0),
           x.size(1),
@@ -114,6 +121,8 @@ class __attribute__((visibility("hidden"))) Context {
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(like.get_device_index(), &stream_));
 #endif
   }
+  Context(const Context&) = delete;
+  ~Context() { VSEGOPS_CALL_ENDS(); }
 
   // Uninitialised memory from PyTorch's allocator; it lives as long as the returned tensor.
   template <typename T>
@@ -121,6 +130,7 @@ class __attribute__((visibility("hidden"))) Context {
     const Tensor memory = empty(like_, {count * static_cast<int64_t>(sizeof(T))},
                                 MemoryFormat::Contiguous, ScalarType::Byte);
     *data = static_cast<T*>(memory.data_ptr());
+    VSEGOPS_TOUCHES(T, memory);
     return memory;
   }
 

@@ -1,8 +1,9 @@
 // What CUDA kernels share: element types, vectors of them, atomic addition, launches.
 //
 // Kernels are plain CUDA C++ (no inline assembly, no code that depends on the architecture but for
-// the wrappers here), so that a C++ compiler can build them too, with a header before this one that
-// supplies threadIdx, __syncthreads and the like, and `launch`: their tests run without a GPU.
+// the wrappers here and in tensor_core.h), so that a C++ compiler can build them too, with a header
+// before this one that supplies threadIdx, __syncthreads and the like, and what stands here for
+// __CUDACC__ alone: their tests run without a GPU (docs/cuda-on-the-cpu.md).
 #pragma once
 
 #include <cuda_bf16.h>
@@ -62,14 +63,10 @@ using Word = std::conditional_t<
 // Reads what nobody writes while the kernel runs: free to move before stores.
 template <typename T>
 __device__ __forceinline__ T fetch(const T* p) {
-#if defined(__CUDACC__)
   const auto word = __ldg(reinterpret_cast<const Word<sizeof(T)>*>(p));
   T value;
-  memcpy(&value, &word, sizeof(T));
+  memcpy(static_cast<void*>(&value), &word, sizeof(T));
   return value;
-#else
-  return *p;
-#endif
 }
 
 // Adds N neighbours to memory, in any order among threads; N floats have to be aligned to vectors.
@@ -108,6 +105,13 @@ constexpr int64_t kGridLimit = 65535;  // of blocks along y and z
 constexpr int64_t kManyThreads = 1 << 18;
 
 #if defined(__CUDACC__)
+// The dynamic shared memory of the block.
+template <typename T>
+__device__ __forceinline__ T* dynamic_shared() {
+  extern __shared__ uint4 vsegops_dynamic_shared[];
+  return reinterpret_cast<T*>(vsegops_dynamic_shared);
+}
+
 // Launches a kernel; shared_bytes counts its dynamic shared memory.
 template <typename... P>
 void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, void* stream,
