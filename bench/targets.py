@@ -61,7 +61,21 @@ def _guided_filter() -> Iterable[Target]:
         yield Target(operator, 1.5, "compile", direction="forward", backend="cuda")
 
 
-TARGETS: tuple[Target, ...] = (*_warp(), *_guided_filter())
+def _dual_warp() -> Iterable[Target]:
+    for shape in ("C128 128x256", "C128 16x32 to 128x256", "C128 256x512", "C128 32x64 to 256x512"):
+        yield Target("gated_dual_warp", 4.5, "eager", shape, "contiguous", "forward")
+        yield Target("gated_dual_warp", 8, "compile", shape, "contiguous", "forward")
+        yield Target("gated_dual_warp", 7, "eager", shape, "channels_last", "forward")
+        yield Target("gated_dual_warp", 6, "eager", shape, direction="backward")
+    yield Target("channel_pool", 4, "eager")
+    for operator in ("gated_dual_warp", "channel_pool"):
+        yield Target(operator, 1, "best")
+    yield Target("gated_dual_warp", 4, "eager", direction="forward", backend="cuda")
+    yield Target("gated_dual_warp", 1.3, "compile", direction="forward", backend="cuda")
+    yield Target("gated_dual_warp", 2, "eager", direction="backward", backend="cuda")
+
+
+TARGETS: tuple[Target, ...] = (*_warp(), *_guided_filter(), *_dual_warp())
 
 
 def verdicts(

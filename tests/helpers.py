@@ -11,6 +11,7 @@ from functools import cache, partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from cuda_host import backend as cuda_host
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -205,6 +206,18 @@ def restrided(arguments: Mapping[str, Any], change: Callable[[Tensor], Tensor]) 
         name: change(x) if isinstance(x, Tensor) and x.dim() >= 3 else x
         for name, x in arguments.items()
     }
+
+
+# --- what others publish -----------------------------------------------------------------------
+
+
+def sfnet_warp(x: Tensor, flow: Tensor) -> Tensor:
+    """The warp of the published SFNet: a grid over the output, and flow over its size."""
+    height, width = flow.shape[2:]
+    rows = torch.linspace(-1, 1, height, dtype=flow.dtype, device=flow.device).view(1, -1, 1)
+    columns = torch.linspace(-1, 1, width, dtype=flow.dtype, device=flow.device)
+    grid = torch.stack((columns + flow[:, 0] / width, rows + flow[:, 1] / height), -1)
+    return F.grid_sample(x, grid, align_corners=True)
 
 
 # --- running -----------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The examples in the docstrings of every public name run and print what they say."""
+"""The examples of every public name run and print what they say; the guides' code runs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import doctest
 import importlib
 import importlib.util
 import inspect
+import re
+from pathlib import Path
 
 import pytest
 
@@ -49,3 +51,22 @@ def test_every_operator_is_public():
     for spec in specs():
         assert getattr(vsegops, spec.name) is spec.function
         assert spec.name in vsegops.__all__
+
+
+DOCS = Path(__file__).parent.parent / "docs"
+GUIDES = {
+    page.stem: re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
+    for page in sorted(DOCS.glob("*.md"))
+}
+
+
+@pytest.mark.parametrize("name", [name for name, blocks in GUIDES.items() if blocks])
+def test_guides(name):
+    """The blocks of a page run one after the other, and its assertions hold."""
+    namespace = {"__name__": name}
+    for block in GUIDES[name]:
+        exec(compile(block, name, "exec"), namespace)
+
+
+def test_guides_have_code():
+    assert GUIDES["flow-align"]

@@ -14,7 +14,14 @@ from helpers import FORMATS, STRIDES, Target, assert_agrees, cotangent_of, diffe
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vsegops import flow_warp, guided_filter, label_edges, warp_correct
+from vsegops import (
+    channel_pool,
+    flow_warp,
+    gated_dual_warp,
+    guided_filter,
+    label_edges,
+    warp_correct,
+)
 from vsegops._spec import Maker, OperatorSpec, specs
 
 EXAMPLES = os.environ.get("VSEGOPS_FUZZ_EXAMPLES")
@@ -126,6 +133,34 @@ def test_warps(target: Target, data: st.DataObject):
     correction = maker.features(n, c, *size)
     given = {"previous": x, **arguments, "correction": correction, "attention": attention}
     check(draw, SPECS[warp_correct.__name__], given)
+
+
+@fuzz
+@given(data=st.data())
+def test_dual_warps(target: Target, data: st.DataObject):
+    """Any sizes and any options, and pooled channels of any number."""
+    draw = data.draw
+    maker = draw(makers(target.device))
+    n, c = draw(st.integers(0, 2)), draw(CHANNELS)
+    coarse, fine = ((draw(SIDES), draw(SIDES)) for _ in range(2))
+    low = maker.features(n, c, *fine)
+    if draw(st.booleans()):
+        second = maker.features(n, draw(CHANNELS), *fine)
+        check(draw, SPECS[channel_pool.__name__], {"first": low, "second": second})
+        return
+    options, low_options = draw(warp_options()), draw(warp_options())
+    magnitudes = st.sampled_from([0.0, 0.3, 2.0, 50.0])
+    given = {
+        "high": maker.features(n, c, *coarse),
+        "low": low,
+        "high_flow": maker.flow(n, *fine, magnitude=draw(magnitudes)),
+        "low_flow": maker.flow(n, *fine, magnitude=draw(magnitudes)),
+        "gate": maker.unit(n, 1, *fine),
+        "high_scale": options["scale"],
+        "low_scale": low_options["scale"],
+        **{name: options[name] for name in ("align_corners", "padding_mode")},
+    }
+    check(draw, SPECS[gated_dual_warp.__name__], given)
 
 
 @fuzz

@@ -37,6 +37,7 @@ from vsegops._determinism import nondeterministic  # noqa: E402
 from vsegops._spec import Maker, OperatorSpec  # noqa: E402
 
 warp: Any = importlib.import_module("vsegops.ops.warp.triton")
+dual_warp: Any = importlib.import_module("vsegops.ops.dual_warp.triton")
 
 
 # --- every family -------------------------------------------------------------------------------
@@ -228,6 +229,74 @@ def test_tiles_fill_a_gpu(launched, backward, dtype, layout):
     assert tile >= 32 * launch.num_warps, "no thread is idle"
 
 
+# --- dual warp ----------------------------------------------------------------------------------
+
+
+def dual_arguments(
+    dtype: torch.dtype,
+    layout: str,
+    *,
+    wanted: int = 0,
+    channels: int = 128,
+    source: tuple[int, int] = (16, 32),
+    size: tuple[int, int] = (128, 256),
+    padding_mode: str = "zeros",
+) -> tuple[Any, ...]:
+    """An operator and its arguments: the backward where gradients are wanted."""
+    fine = features((1, channels, *size), dtype, layout)
+    flows = features((1, 4, *size), dtype, layout).chunk(2, 1)
+    gate = features((1, 1, *size), dtype, layout)
+    given = (features((1, channels, *source), dtype, layout), fine, *flows, gate)
+    options = (1.0, 1.0, True, 1.0, 1.0, True, True, padding_mode)
+    if wanted:
+        return dual_warp.gated_dual_warp_backward, fine, *given, *options, wanted
+    return dual_warp.gated_dual_warp, *given, *options
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_dual_warp_accesses(launched, tmp_path, dtype, layout):
+    """Eight taps in flight and nothing spilled; channels by 16 bytes at once."""
+    compiled = launched(*dual_arguments(dtype, layout)).compile(90)
+    assert_fits(compiled, tmp_path, registers=168 if dtype == torch.float64 else 128)
+    width = {64: "v2.b64"}.get(BITS[dtype], "v4.b32") if layout == "nhwc" else f"b{BITS[dtype]}"
+    assert width in accesses(compiled, "ld")
+    assert accesses(compiled, "st") == {width}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "variant",
+    [
+        *({"wanted": 1 << bit} for bit in range(5)),
+        {"wanted": 31, "padding_mode": "border", "channels": 19},
+        {"wanted": 31, "source": (128, 256)},
+        {"wanted": 0, "channels": 19, "source": (9, 300)},
+        {"wanted": 31, "channels": 8, "source": (2, 2), "size": (2**14, 2**15)},
+    ],
+    ids=str,
+)
+def test_dual_warp_variant_compiles(launched, tmp_path, layout, variant):
+    launch = launched(*dual_arguments(torch.float32, layout, **variant))
+    assert_fits(launch.compile(90), tmp_path, registers=168)
+    wide = variant.get("size", (1, 1)) == (2**14, 2**15)
+    assert launch.constants["INDEX"] == (triton.language.int64 if wide else triton.language.int32)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("wanted", [0, 1, 2, 3])
+def test_channel_pool_accesses(launched, tmp_path, wanted, layout):
+    """Channels by 16 bytes at once where they are neighbours."""
+    given = [features((1, c, 128, 256), torch.float32, layout) for c in (64, 128)]
+    call: tuple[Any, ...] = (dual_warp.channel_pool, *given)
+    if wanted:
+        grad = features((1, 4, 128, 256), torch.float32, layout)
+        call = (dual_warp.channel_pool_backward, grad, *given, wanted)
+    compiled = launched(*call).compile(90)
+    assert_fits(compiled, tmp_path, registers=64)
+    assert ("v4.b32" if layout == "nhwc" else "b32") in accesses(compiled, "ld")
+
+
 # --- determinism --------------------------------------------------------------------------------
 
 
@@ -238,6 +307,10 @@ def test_gradients_that_vary_raise_where_determinism_is_asked_for(launched):
         with pytest.raises(RuntimeError, match=f"vsegops_triton::{name}_backward does not have"):
             launched(*asked)
         launched(*asked[:-1], 2)  # the flow's gradient is a sum in a fixed order
+    for bit in (1, 2):
+        with pytest.raises(RuntimeError, match="vsegops_triton::gated_dual_warp_backward does"):
+            launched(*dual_arguments(torch.float32, "nchw", wanted=bit))
+    launched(*dual_arguments(torch.float32, "nchw", wanted=28))
 
 
 def test_determinism_may_be_only_a_warning():

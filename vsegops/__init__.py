@@ -3,6 +3,7 @@
 from . import nn
 from ._backends import BackendStatus, backends, use_backend
 from ._version import __version__
+from .ops.dual_warp import channel_pool, gated_dual_warp
 from .ops.guided_filter import DELAYS_3X3, DELAYS_5X5, guided_filter, label_edges
 from .ops.warp import flow_warp, warp_correct
 
@@ -12,7 +13,9 @@ __all__ = [
     "BackendStatus",
     "__version__",
     "backends",
+    "channel_pool",
     "flow_warp",
+    "gated_dual_warp",
     "guided_filter",
     "label_edges",
     "nn",

@@ -101,13 +101,13 @@ def check_flow(name: str, flow: Any, shape: Sequence[int | str], features: Tenso
     check_size(name, flow)
 
 
-def flow_scale(scale: Any) -> tuple[float, float, bool]:
+def flow_scale(scale: Any, name: str = "scale") -> tuple[float, float, bool]:
     """A flow's `scale` as the operators take it: (scale_x, scale_y, semantic)."""
     if isinstance(scale, str) and scale == "semantic":
         return 1.0, 1.0, True  # computed from the sizes, inside: a float would be recompiled for
     pair = (scale, scale) if isinstance(scale, (int, float)) else scale
     if not isinstance(pair, Sequence) or len(pair) != 2 or not all(map(is_finite, pair)):
-        raise error("scale", "a finite number, a pair (x, y) of them or 'semantic'", scale)
+        raise error(name, "a finite number, a pair (x, y) of them or 'semantic'", scale)
     return float(pair[0]), float(pair[1]), False
 
 

@@ -141,6 +141,15 @@ def channel_step(size, BLOCK_C: tl.constexpr, CHANNELS_LAST: tl.constexpr):
 
 
 @triton.jit
+def channel_at(pixel, channel, C, size, CHANNELS_LAST: tl.constexpr):
+    """Offset of one channel of `pixel`, in an image of `size` pixels."""
+    if CHANNELS_LAST:
+        return pixel * C + channel
+    else:
+        return channel * size + pixel
+
+
+@triton.jit
 def real_channels(start, C, BLOCK_C: tl.constexpr, WHOLE: tl.constexpr):
     """Which channels of a tile exist: [BLOCK_C, 1]. `WHOLE`: known to be all."""
     if WHOLE:
@@ -265,31 +274,41 @@ def axis_taps(
     return low, low_inside, high, high_inside, fraction
 
 
-@triton.jit
-def bilinear_taps(
-    flow, n, y, x, exists, scale_x, scale_y, h, w, H, W, flow_n, flow_c, flow_y, flow_x,
-    COMPUTE: tl.constexpr, INDEX: tl.constexpr, ALIGN_CORNERS: tl.constexpr,
-    SAME_SIZE: tl.constexpr, NEAREST: tl.constexpr, BORDER: tl.constexpr,
-):  # fmt: skip
-    """The 4 pixels around each position: their indices, whether they are inside, the fractions.
+# --- sampling ----------------------------------------------------------------------------------
 
-    They come in the order (y, x), (y, x+1), (y+1, x), (y+1, x+1).
+
+@triton.jit
+def corners(
+    flow, n, y, x, exists, scale_x, scale_y, C, h, w, H, W, flow_n, flow_c, flow_y, flow_x,
+    F: tl.constexpr, INDEX: tl.constexpr, ALIGN_CORNERS: tl.constexpr, SAME_SIZE: tl.constexpr,
+    NEAREST: tl.constexpr, BORDER: tl.constexpr, BLOCK_C: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+):  # fmt: skip
+    """The 4 pixels between which the flow samples at (y, x), for the functions below: offsets of
+    their first tile of channels, whether they are inside, and the fractions (fx, fy).
+
+    They come in the order (v, u), (v, u+1), (v+1, u), (v+1, u+1). For the arguments see
+    `axis_taps`.
     """
     flow += n * flow_n + y * flow_y + x * flow_x
     along_x = tl.load(flow, mask=exists, other=0.0)
     along_y = tl.load(flow + flow_c, mask=exists, other=0.0)
     x0, x0_inside, x1, x1_inside, fx = axis_taps(
-        x, along_x, scale_x, w, W, COMPUTE, INDEX, ALIGN_CORNERS, SAME_SIZE, NEAREST, BORDER
+        x, along_x, scale_x, w, W, F, INDEX, ALIGN_CORNERS, SAME_SIZE, NEAREST, BORDER
     )
     y0, y0_inside, y1, y1_inside, fy = axis_taps(
-        y, along_y, scale_y, h, H, COMPUTE, INDEX, ALIGN_CORNERS, SAME_SIZE, NEAREST, BORDER
+        y, along_y, scale_y, h, H, F, INDEX, ALIGN_CORNERS, SAME_SIZE, NEAREST, BORDER
     )
     y0_inside &= exists
     y1_inside &= exists
+    size = h.to(INDEX) * w
     row0 = y0.to(INDEX) * w
     row1 = y1.to(INDEX) * w
     return (
-        row0 + x0, row0 + x1, row1 + x0, row1 + x1,
+        channel_offsets(row0 + x0, C, size, BLOCK_C, CHANNELS_LAST),
+        channel_offsets(row0 + x1, C, size, BLOCK_C, CHANNELS_LAST),
+        channel_offsets(row1 + x0, C, size, BLOCK_C, CHANNELS_LAST),
+        channel_offsets(row1 + x1, C, size, BLOCK_C, CHANNELS_LAST),
         y0_inside & x0_inside, y0_inside & x1_inside, y1_inside & x0_inside, y1_inside & x1_inside,
         fx, fy,
     )  # fmt: skip
@@ -299,6 +318,83 @@ def bilinear_taps(
 def bilinear_weights(fy, fx):
     """The weights of the 4 pixels, in the same order."""
     return (1 - fy) * (1 - fx), (1 - fy) * fx, fy * (1 - fx), fy * fx
+
+
+@triton.jit
+def read_corners(
+    source, real, at00, at01, at10, at11, in00, in01, in10, in11, F: tl.constexpr
+):  # fmt: skip
+    """A tile of channels of the 4 pixels; 0 where a pixel is outside or a channel is not `real`."""
+    i00 = tl.load(source + at00, mask=real & in00[None, :], other=0.0).to(F)
+    i01 = tl.load(source + at01, mask=real & in01[None, :], other=0.0).to(F)
+    i10 = tl.load(source + at10, mask=real & in10[None, :], other=0.0).to(F)
+    i11 = tl.load(source + at11, mask=real & in11[None, :], other=0.0).to(F)
+    return i00, i01, i10, i11
+
+
+@triton.jit
+def add_weighted(out, i00, i01, i10, i11, fy, fx):
+    """out + (1-fy) * ((1-fx) * i00 + fx * i01) + fy * ((1-fx) * i10 + fx * i11)"""
+    w00, w01, w10, w11 = bilinear_weights(fy, fx)
+    out = tl.fma(i00, w00[None, :], out)
+    out = tl.fma(i01, w01[None, :], out)
+    out = tl.fma(i10, w10[None, :], out)
+    return tl.fma(i11, w11[None, :], out)
+
+
+@triton.jit
+def add_sample(
+    out, source, real, at00, at01, at10, at11, in00, in01, in10, in11, fx, fy,
+    NEAREST: tl.constexpr, F: tl.constexpr,
+):  # fmt: skip
+    """out + A(source), for one tile of channels and the `corners` of its pixels."""
+    if NEAREST:
+        return out + tl.load(source + at00, mask=real & in00[None, :], other=0.0).to(F)
+    else:
+        # A tap of weight 0 is not read: it costs time, and it may be infinite.
+        w00, w01, w10, w11 = bilinear_weights(fy, fx)
+        i00, i01, i10, i11 = read_corners(
+            source, real, at00, at01, at10, at11,
+            in00 & (w00 != 0), in01 & (w01 != 0), in10 & (w10 != 0), in11 & (w11 != 0), F,
+        )  # fmt: skip
+        return add_weighted(out, i00, i01, i10, i11, fy, fx)
+
+
+@triton.jit
+def sample(
+    source, real, at00, at01, at10, at11, in00, in01, in10, in11, fx, fy, F: tl.constexpr
+):  # fmt: skip
+    """A(source), bilinear, for one tile of channels and the `corners` of its pixels."""
+    return add_sample(
+        tl.zeros_like(at00).to(F), source, real,
+        at00, at01, at10, at11, in00, in01, in10, in11, fx, fy, False, F,
+    )  # fmt: skip
+
+
+@triton.jit
+def scatter(
+    d_source, d, real, at00, at01, at10, at11, in00, in01, in10, in11, fx, fy,
+    NEAREST: tl.constexpr,
+):  # fmt: skip
+    """The adjoint of `add_sample`: d_source += weight * d at the 4 pixels, in any order."""
+    w00, w01, w10, w11 = bilinear_weights(fy, fx)
+    add(d_source + at00, d * w00[None, :], real & (in00 & (w00 != 0))[None, :])
+    if not NEAREST:
+        add(d_source + at01, d * w01[None, :], real & (in01 & (w01 != 0))[None, :])
+        add(d_source + at10, d * w10[None, :], real & (in10 & (w10 != 0))[None, :])
+        add(d_source + at11, d * w11[None, :], real & (in11 & (w11 != 0))[None, :])
+
+
+@triton.jit
+def store_flow(
+    d_flow, along_x, along_y, scale_x, scale_y, n, pixel, exists, size, F: tl.constexpr
+):  # fmt: skip
+    """d_flow [N, 2, H, W] = scale * the sums over the channels, [BLOCK_C, BLOCK_P] each."""
+    d_flow += n * 2 * size + pixel
+    d_x = tl.sum(along_x, 0) * tl.full((1,), scale_x, tl.float64).to(F)
+    d_y = tl.sum(along_y, 0) * tl.full((1,), scale_y, tl.float64).to(F)
+    tl.store(d_flow, rounded(d_x, d_flow.dtype.element_ty), mask=exists)
+    tl.store(d_flow + size, rounded(d_y, d_flow.dtype.element_ty), mask=exists)
 
 
 @triton.jit

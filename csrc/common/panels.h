@@ -95,9 +95,10 @@ void store_zeros(int64_t begin, int64_t end, const Image<T>& image) {
   }
 }
 
-// The sums of the elements of kLanes vectors, in one vector: a transposition that adds as it goes.
-template <typename F>
-VSEGOPS_HD Vector<F> sums(const Vector<F>* rows) {
+// The elements of each of kLanes vectors joined by `join`, in one vector: a transposition that
+// joins as it goes.
+template <typename F, typename Join>
+VSEGOPS_HD Vector<F> fold(const Vector<F>* rows, const Join& join) {
   constexpr int n = kLanes<F>;
   Vector<F> partial[n];
 #pragma GCC unroll 16
@@ -109,10 +110,15 @@ VSEGOPS_HD Vector<F> sums(const Vector<F>* rows) {
       Vector<F> low, high;
       interleave<F>(partial[i], partial[i + count / 2], &low, &high,
                     std::make_integer_sequence<int, n>());
-      partial[i] = low + high;
+      partial[i] = join(low, high);
     }
   }
   return partial[0];
+}
+
+template <typename F>
+VSEGOPS_HD Vector<F> sums(const Vector<F>* rows) {
+  return fold<F>(rows, [](Vector<F> a, Vector<F> b) { return a + b; });
 }
 
 }  // namespace vsegops

@@ -151,7 +151,38 @@ struct Image {
   }
 };
 
+// Joins `values` over the threads of each pixel, in a fixed order, for that of group 0.
+template <int K, typename F, typename Layout, typename Join>
+__device__ void reduce(F (&values)[K], const Worker<Layout>& me, const Join& join) {
+  __shared__ F scratch[K][kPixelThreads + Layout::kMostGroups];
+  const int pitch = me.slots + 1;  // (odd: fewer threads of a warp meet in a bank)
+#pragma unroll
+  for (int k = 0; k < K; ++k) scratch[k][me.group * pitch + me.slot] = values[k];
+  __syncthreads();
+  if (me.group != 0) return;
+  for (int g = 1; g < me.groups; ++g) {
+    F other[K];
+#pragma unroll
+    for (int k = 0; k < K; ++k) other[k] = scratch[k][g * pitch + me.slot];
+    join(values, other);
+  }
+}
+
+template <int K, typename F, typename Layout>
+__device__ void sum_up(F (&values)[K], const Worker<Layout>& me) {
+  reduce(values, me, [](F(&mine)[K], const F(&other)[K]) {
+#pragma unroll
+    for (int k = 0; k < K; ++k) mine[k] += other[k];
+  });
+}
+
 // ---- Launches ----
+
+// Calls `run` with a constant of that value.
+template <typename Run>
+void lift(bool value, const Run& run) {
+  value ? run(std::true_type()) : run(std::false_type());
+}
 
 // `divisible`: the channels of a pixel may go to several blocks.
 template <typename Layout, typename T>

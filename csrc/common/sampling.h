@@ -166,4 +166,29 @@ VSEGOPS_HD Taps<V> nearest_taps(Position<V> p, int32_t size, Padding padding) {
   return taps;
 }
 
+// Where output pixels sample a source, both axes.
+template <typename F>
+struct Mapping {
+  Axis<F> x, y;
+  bool nearest;
+  Padding padding;
+
+  // V is F, or a vector of F.
+  template <typename V>
+  VSEGOPS_HD Taps<V> taps_x(Position<V> base, V flow) const {
+    return taps(x, base, flow);
+  }
+  template <typename V>
+  VSEGOPS_HD Taps<V> taps_y(Position<V> base, V flow) const {
+    return taps(y, base, flow);
+  }
+
+ private:
+  template <typename V>
+  VSEGOPS_HD Taps<V> taps(const Axis<F>& axis, Position<V> base, V flow) const {
+    const Position<V> p = axis.displaced(base, flow);
+    return nearest ? nearest_taps(p, axis.source, padding) : bilinear_taps(p, axis.source, padding);
+  }
+};
+
 }  // namespace vsegops

@@ -73,7 +73,7 @@ template <typename T, typename F, typename Flow>
 void edges(const Edges<T, F, Flow>& call, const Context& context) {
   using Reading = Reader<T, F, Flow>;
   const View<const T>& x = call.source.logits;
-  warp::check_plane(x.h, x.w);
+  check_plane(x.h, x.w);
   const bool channels_last = call.source.channels_last, sampled = call.source.flow.data;
   const int64_t step = kSampledStep;
   const typename Rows<F>::Sizes source_sizes{sampled ? x.c : 0, x.h, x.w, 0, 0, step,

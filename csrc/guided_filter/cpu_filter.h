@@ -103,7 +103,7 @@ bool is_streamed(const Call& call, const View<T>& out) {
 
 template <typename T, typename F, typename Flow>
 void forward(const Forward<T, F, Flow>& call, const Context& context) {
-  warp::check_plane(call.out.h, call.out.w);
+  check_plane(call.out.h, call.out.w);
   using Reading = Reader<T, F, Flow>;
   const bool channels_last = call.source.channels_last;
   const bool streamed = is_streamed(call, call.out);
@@ -194,7 +194,7 @@ void filter_backward(const Backward<T, F, Flow>& call, const View<U>& d_source,
 
 template <typename T, typename F, typename Flow>
 void backward(const Backward<T, F, Flow>& call, const Context& context) {
-  warp::check_plane(call.guide.h, call.guide.w);
+  check_plane(call.guide.h, call.guide.w);
   if (call.d_source.data) {
     filter_backward(call, call.d_source, context);
   } else {

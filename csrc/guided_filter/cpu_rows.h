@@ -11,9 +11,6 @@
 namespace vsegops::guided_filter {
 namespace {
 
-using warp::Arena;
-using warp::ceil_div;
-
 // A window of `slots` rows of an image that slides down: row y stands in slot y % slots.
 template <typename F>
 class Rows {
@@ -122,7 +119,7 @@ class Reader {
 
   // `most`: rows at a time.
   static size_t bytes(const Call& call, int64_t most) {
-    return warp::Tile<F>::bytes(most * pitch(call)) + warp::Columns<F>::bytes(call.logits.w);
+    return Tile<F>::bytes(most * pitch(call)) + Columns<F>::bytes(call.logits.w);
   }
 
   Reader(Arena& arena, const Call& call, int64_t most)
@@ -134,11 +131,11 @@ class Reader {
   void fill(int64_t n, int64_t begin, int64_t end, const Rows<F>& rows) const {
     if (!call_.flow.data) return plain_.fill(n, begin, end, rows);
     const View<const T>& x = call_.logits;
-    const warp::Steps steps(call_.mapping);
+    const Steps steps(call_.mapping);
     const View<const T> no_attention;
     for (int64_t y = begin; y < end; ++y) {
-      warp::find_taps(call_.mapping, call_.flow, no_attention, columns_, n, y * x.w, (y + 1) * x.w,
-                      row(y - begin));
+      find_taps(call_.mapping, call_.flow, no_attention, columns_, n, y * x.w, (y + 1) * x.w,
+                row(y - begin));
     }
     const T* source = x.data + n * x.stride_n;
     if (call_.channels_last) {
@@ -162,12 +159,12 @@ class Reader {
  private:
   // Pixels of a row with its padding.
   static int64_t pitch(const Call& call) { return ceil_div(call.logits.w, kLanes<F>) * kLanes<F>; }
-  warp::Tile<F> row(int64_t i) const { return tile_.from(i * pitch(call_)); }
+  Tile<F> row(int64_t i) const { return tile_.from(i * pitch(call_)); }
 
   const Call& call_;
   const Plain<T, F> plain_;
-  const warp::Tile<F> tile_;
-  const warp::Columns<F> columns_;
+  const Tile<F> tile_;
+  const Columns<F> columns_;
 };
 
 }  // namespace

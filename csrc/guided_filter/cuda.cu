@@ -79,7 +79,7 @@ template <typename T, typename F>
 struct Source {
   Flat<const T> logits;
   Either<T> flow;
-  warp::Mapping<F> mapping;
+  Mapping<F> mapping;
 
   template <typename Flow>
   explicit Source(const Sampled<T, F, Flow>& s)

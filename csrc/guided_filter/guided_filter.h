@@ -20,7 +20,8 @@
 #include <cstdlib>
 #include <vector>
 
-#include "../warp/warp.h"
+#include "../common/binding.h"
+#include "../common/sampling.h"
 
 namespace vsegops::guided_filter {
 
@@ -104,7 +105,7 @@ struct Sampled {
   bool channels_last;  // the layout of all tensors but the flow
   View<const T> logits;
   View<const Flow> flow;
-  warp::Mapping<F> mapping;
+  Mapping<F> mapping;
 };
 
 // T: element type; F: type that is computed in; Flow: the flow's element type. All tensors but the

@@ -8,7 +8,8 @@
 #include <tuple>
 #include <vector>
 
-#include "../warp/dispatch.h"
+#include "../common/dispatch.h"
+#include "../warp/gradients.h"
 #include "guided_filter.h"
 
 namespace vsegops::guided_filter {
@@ -70,8 +71,7 @@ struct __attribute__((visibility("hidden"))) Arguments {
       return Axis<F>(size, size, true,
                      s.semantic ? Axis<F>::semantic_scale(size, size, true) : scale);
     };
-    source.mapping = {axis(3, s.scale_x), axis(2, s.scale_y), false,
-                      warp::padding_of(s.padding_mode)};
+    source.mapping = {axis(3, s.scale_x), axis(2, s.scale_y), false, padding_of(s.padding_mode)};
     if (flow) source.flow = view<const Flow>(*flow);
     return source;
   }
@@ -81,7 +81,7 @@ struct __attribute__((visibility("hidden"))) Arguments {
   template <typename Run>
   void dispatch(const Run& run) const {
     const ScalarType own = logits.scalar_type();
-    warp::dispatch(own, flow ? flow->scalar_type() : own, run);
+    vsegops::dispatch(own, flow ? flow->scalar_type() : own, run);
   }
 };
 

@@ -1,4 +1,4 @@
-// The warp family on a CPU: see cpu_tile.h for what both directions share.
+// The warp family on a CPU: see ../common/cpu_taps.h for what both directions share.
 #include "cpu_backward.h"
 #include "cpu_forward.h"
 #include "operators.h"

@@ -4,7 +4,8 @@
 
 #include <tuple>
 
-#include "cpu_tile.h"
+#include "../common/cpu_taps.h"
+#include "warp.h"
 
 namespace vsegops::warp {
 namespace {
@@ -40,7 +41,7 @@ void warp_plane(const F* source, int64_t row, const Tile<F>& tile, int64_t count
     Vector<F> value = sample_planar(source, row, tile, i);
     if constexpr (Corrected) {
       __builtin_prefetch(correction + i + next_correction);
-      value += load(tile.attention + i) * load(correction + i);
+      value += load(tile.factor + i) * load(correction + i);
     }
     if constexpr (Stream) {
       stream<F>(value, out + i);
@@ -53,7 +54,7 @@ void warp_plane(const F* source, int64_t row, const Tile<F>& tile, int64_t count
     store(sample_planar(source, row, tile, i), values);
     for (int64_t k = i; k < count; ++k) {
       F value = values[k - i];
-      if constexpr (Corrected) value += tile.attention[k] * widen(correction[k]);
+      if constexpr (Corrected) value += tile.factor[k] * widen(correction[k]);
       narrow(value, out + k);
     }
   }
@@ -69,7 +70,7 @@ void warp_plane_sparsely(const T* source, const Steps& steps, const Tile<F>& til
     const T* q = p + steps.row;
     F value = tile.top[2 * i] * widen(p[0]) + tile.top[2 * i + 1] * widen(p[steps.pair]) +
               tile.bottom[2 * i] * widen(q[0]) + tile.bottom[2 * i + 1] * widen(q[steps.pair]);
-    if (correction) value += tile.attention[i] * widen(correction[i]);
+    if (correction) value += tile.factor[i] * widen(correction[i]);
     narrow(value, out + i);
   }
 }
@@ -164,7 +165,7 @@ void warp_pixels(const T* source, int64_t channels, const Steps& steps, const Ti
     const T* q = p + steps.row * channels;
     const int64_t pair = steps.pair * channels;
     const F w00 = tile.top[2 * i], w01 = tile.top[2 * i + 1];
-    const F w10 = tile.bottom[2 * i], w11 = tile.bottom[2 * i + 1], a = tile.attention[i];
+    const F w10 = tile.bottom[2 * i], w11 = tile.bottom[2 * i + 1], a = tile.factor[i];
     int64_t c = 0;
     for (; c + n <= channels; c += n) {
       Vector<F> value = w00 * load(p + c) + w01 * load(p + pair + c) + w10 * load(q + c) +

@@ -5,7 +5,8 @@
 #include <string>
 #include <tuple>
 
-#include "dispatch.h"
+#include "../common/dispatch.h"
+#include "gradients.h"
 #include "warp.h"
 
 namespace vsegops::warp {

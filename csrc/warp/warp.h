@@ -13,31 +13,6 @@
 
 namespace vsegops::warp {
 
-// The geometry, the same for forward and backward. F is what positions are computed in.
-template <typename F>
-struct Mapping {
-  Axis<F> x, y;
-  bool nearest;
-  Padding padding;
-
-  // V is F, or a vector of F.
-  template <typename V>
-  VSEGOPS_HD Taps<V> taps_x(Position<V> base, V flow) const {
-    return taps(x, base, flow);
-  }
-  template <typename V>
-  VSEGOPS_HD Taps<V> taps_y(Position<V> base, V flow) const {
-    return taps(y, base, flow);
-  }
-
- private:
-  template <typename V>
-  VSEGOPS_HD Taps<V> taps(const Axis<F>& axis, Position<V> base, V flow) const {
-    const Position<V> p = axis.displaced(base, flow);
-    return nearest ? nearest_taps(p, axis.source, padding) : bilinear_taps(p, axis.source, padding);
-  }
-};
-
 // T: element type; F: type that is computed in; Flow: the flow's element type. `input`,
 // `correction` and `out` are dense and of one layout; flow and attention have any strides.
 template <typename T, typename F, typename Flow>

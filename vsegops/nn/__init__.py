@@ -4,6 +4,8 @@ Parameters have the names of the published implementations, so that `load_state_
 matching part of a published checkpoint.
 """
 
+from .flow_align import FlowAlign, GatedDualFlowAlign
 from .guided_filter import GuidedSpatiallyVaryingConv
+from .pyramid_pooling import PyramidPooling
 
-__all__ = ["GuidedSpatiallyVaryingConv"]
+__all__ = ["FlowAlign", "GatedDualFlowAlign", "GuidedSpatiallyVaryingConv", "PyramidPooling"]

@@ -26,34 +26,28 @@ from torch import Tensor
 from ..._determinism import nondeterministic
 from ..._layout import dense, empty_like_layout, layout_of, skipped
 from ..._triton import (
-    add,
     bilinear_slopes,
-    bilinear_weights,
+    channel_at,
     channel_offsets,
     channel_step,
     launch,
     pixels_of_program,
+    read_corners,
     real_channels,
     rounded,
+    sample,
+    scatter,
+    store_flow,
     tile_of,
 )
 from . import op, reference
 from .op import FLOW, GUIDE, INTRA, LOGITS
 from .triton_edges import label_edges
-from .triton_sampling import RUN_TIME, corners_of, geometry, sample
+from .triton_sampling import RUN_TIME, corners_of, geometry
 
 __all__ = ["guided_filter", "guided_filter_backward", "label_edges"]
 
 _NOWHERE: tl.constexpr = tl.constexpr(op.NOWHERE)
-
-
-@triton.jit
-def _guide_at(pixel, channel, K: tl.constexpr, size, CHANNELS_LAST: tl.constexpr):
-    """Offset of a guide channel of `pixel`."""
-    if CHANNELS_LAST:
-        return pixel * K + channel
-    else:
-        return channel * size + pixel
 
 
 @triton.jit
@@ -69,10 +63,10 @@ def _normalizer(
     if NORMALIZE == "softmax":
         shift += -float("inf")
         for k in range(0, K):
-            at = _guide_at(pixel, k, K, size, CHANNELS_LAST)
+            at = channel_at(pixel, k, K, size, CHANNELS_LAST)
             shift = tl.maximum(shift, tl.load(guide + at, mask=exists, other=0.0).to(F))
     for k in range(0, K):
-        at = _guide_at(pixel, k, K, size, CHANNELS_LAST)
+        at = channel_at(pixel, k, K, size, CHANNELS_LAST)
         raw = tl.load(guide + at, mask=exists, other=1.0).to(F)
         total += tl.exp(raw - shift) if NORMALIZE == "softmax" else raw
     if NORMALIZE == "sum":
@@ -86,7 +80,7 @@ def _weight(
     NORMALIZE: tl.constexpr, CHANNELS_LAST: tl.constexpr,
 ):  # fmt: skip
     """g of one guide channel: guide * factor, or exp(guide - shift) * factor; 0 where masked."""
-    at = _guide_at(pixel, channel, K, size, CHANNELS_LAST)
+    at = channel_at(pixel, channel, K, size, CHANNELS_LAST)
     raw = tl.load(guide + at, mask=mask, other=0.0).to(F)
     if NORMALIZE == "softmax":
         raw = tl.exp(raw - shift)
@@ -142,11 +136,11 @@ def _forward(
                     q_at = channel_offsets(q, C, size, BLOCK_C, CHANNELS_LAST)
                     s = tl.load(logits + q_at, mask=real & inside[None, :], other=0.0).to(F)
                 else:
-                    corners = corners_of(
+                    around = corners_of(
                         flow, n, q_y, q_x, inside, scale_x, scale_y, C, H, W,
                         flow_n, flow_c, flow_y, flow_x, F, INDEX, BORDER, BLOCK_C, CHANNELS_LAST,
                     )  # fmt: skip
-                    s = sample(logits, real, *corners, F)
+                    s = sample(logits, real, *around, F)
                 out = tl.fma(s, g[None, :], out)
         tl.store(output + at, rounded(out, output.dtype.element_ty), mask=written)
         logits += step
@@ -215,7 +209,7 @@ def _backward_pixels(
                     if flow is None:
                         q_at = channel_offsets(q, C, size, BLOCK_C, CHANNELS_LAST)
                     else:
-                        corners = corners_of(
+                        around = corners_of(
                             flow, n, q_y, q_x, inside, scale_x, scale_y, C, H, W,
                             flow_n, flow_c, flow_y, flow_x,
                             F, INDEX, BORDER, BLOCK_C, CHANNELS_LAST,
@@ -228,7 +222,7 @@ def _backward_pixels(
                         if flow is None:
                             s = tl.load(logits + skip + q_at, mask=read, other=0.0).to(F)
                         else:
-                            s = sample(logits + skip, real, *corners, F)
+                            s = sample(logits + skip, real, *around, F)
                         r = tl.fma(d, s, r)
             products = products + (tl.sum(r, 0),)
         mean = tl.zeros((BLOCK_P,), F)
@@ -246,7 +240,7 @@ def _backward_pixels(
                 d *= _weight(
                     guide, pixel, k, exists, size, shift, factor, K, F, NORMALIZE, CHANNELS_LAST
                 )
-            d_at = _guide_at(pixel, k, K, size, CHANNELS_LAST)
+            d_at = channel_at(pixel, k, K, size, CHANNELS_LAST)
             tl.store(d_guide + d_at, rounded(d, d_guide.dtype.element_ty), mask=exists)
 
 
@@ -276,11 +270,10 @@ def _backward_logits(
     if d_logits is not None:
         d_logits += n * C * size
     if flow is not None:
-        at00, at01, at10, at11, in00, in01, in10, in11, fx, fy = corners_of(
+        around = corners_of(
             flow, n, y, x, exists, scale_x, scale_y, C, H, W, flow_n, flow_c, flow_y, flow_x,
             F, INDEX, BORDER, BLOCK_C, CHANNELS_LAST,
         )  # fmt: skip
-        w00, w01, w10, w11 = bilinear_weights(fy, fx)
         along_x = tl.zeros((BLOCK_C, BLOCK_P), F)
         along_y = tl.zeros((BLOCK_C, BLOCK_P), F)
     at = channel_offsets(pixel, C, size, BLOCK_C, CHANNELS_LAST)
@@ -310,28 +303,18 @@ def _backward_logits(
         else:
             if d_flow is not None:
                 # A tap of weight 0 counts here: the slope towards it is not 0.
-                i00 = tl.load(logits + at00, mask=real & in00[None, :], other=0.0).to(F)
-                i01 = tl.load(logits + at01, mask=real & in01[None, :], other=0.0).to(F)
-                i10 = tl.load(logits + at10, mask=real & in10[None, :], other=0.0).to(F)
-                i11 = tl.load(logits + at11, mask=real & in11[None, :], other=0.0).to(F)
-                slope_x, slope_y = bilinear_slopes(i00, i01, i10, i11, fy, fx)
+                values = read_corners(logits, real, *around[:8], F)
+                slope_x, slope_y = bilinear_slopes(*values, around[9], around[8])
                 along_x = tl.fma(d, slope_x, along_x)
                 along_y = tl.fma(d, slope_y, along_y)
                 logits += step
             if d_logits is not None:
-                add(d_logits + at00, d * w00[None, :], real & (in00 & (w00 != 0))[None, :])
-                add(d_logits + at01, d * w01[None, :], real & (in01 & (w01 != 0))[None, :])
-                add(d_logits + at10, d * w10[None, :], real & (in10 & (w10 != 0))[None, :])
-                add(d_logits + at11, d * w11[None, :], real & (in11 & (w11 != 0))[None, :])
+                scatter(d_logits, d, real, *around, False)
         grad += step
         if d_logits is not None:
             d_logits += step
     if d_flow is not None:
-        d_flow += n * 2 * size + pixel
-        d_x = tl.sum(along_x, 0) * tl.full((1,), scale_x, tl.float64).to(F)
-        d_y = tl.sum(along_y, 0) * tl.full((1,), scale_y, tl.float64).to(F)
-        tl.store(d_flow, rounded(d_x, d_flow.dtype.element_ty), mask=exists)
-        tl.store(d_flow + size, rounded(d_y, d_flow.dtype.element_ty), mask=exists)
+        store_flow(d_flow, along_x, along_y, scale_x, scale_y, n, pixel, exists, size, F)
 
 
 def _launch(

@@ -21,8 +21,9 @@ from ..._triton import (
     launch,
     real_channels,
     rounded,
+    sample,
 )
-from .triton_sampling import RUN_TIME, corners_of, geometry, sample
+from .triton_sampling import RUN_TIME, corners_of, geometry
 
 
 @triton.jit(do_not_specialize=RUN_TIME)
@@ -56,7 +57,7 @@ def _edges(
     if flow is None:
         at = channel_offsets(pixel, C, size, BLOCK_C, CHANNELS_LAST)
     else:
-        corners = corners_of(
+        around = corners_of(
             flow, n, y, x, inside, scale_x, scale_y, C, H, W, flow_n, flow_c, flow_y, flow_x,
             F, INDEX, BORDER, BLOCK_C, CHANNELS_LAST,
         )  # fmt: skip
@@ -67,7 +68,7 @@ def _edges(
         if flow is None:
             s = tl.load(logits + at, mask=real & inside[None, :], other=0.0).to(F)
         else:
-            s = sample(logits, real, *corners, F)
+            s = sample(logits, real, *around, F)
         s = tl.where(real, s, -float("inf"))
         value, channel = tl.max(s, 0, return_indices=True, return_indices_tie_break_left=True)
         label = tl.where(value > best, start + channel, label)  # the lowest of equals stays

@@ -22,19 +22,21 @@ from torch import Tensor
 from ..._determinism import nondeterministic
 from ..._layout import dense, empty_like_layout, layout_of, skipped
 from ..._triton import (
-    add,
+    add_sample,
     bilinear_slopes,
-    bilinear_taps,
-    bilinear_weights,
     channel_offsets,
     channel_step,
+    corners,
     flow_scales,
     index_dtype,
     last_offset,
     launch,
     pixels_of_program,
+    read_corners,
     real_channels,
     rounded,
+    scatter,
+    store_flow,
     tile_of,
 )
 from .op import ATTENTION, CORRECTION, FLOW, INPUT
@@ -59,16 +61,10 @@ def _forward(
     """
     F: tl.constexpr = tl.float64 if input.dtype.element_ty == tl.float64 else tl.float32
     n, pixel, exists, y, x = pixels_of_program(H, W, BLOCK_P, INDEX, CHANNELS_LAST)
-    p00, p01, p10, p11, in00, in01, in10, in11, fx, fy = bilinear_taps(
-        flow, n, y, x, exists, scale_x, scale_y, h, w, H, W, flow_n, flow_c, flow_y, flow_x,
-        F, INDEX, ALIGN_CORNERS, SAME_SIZE, NEAREST, BORDER,
+    around = corners(
+        flow, n, y, x, exists, scale_x, scale_y, C, h, w, H, W, flow_n, flow_c, flow_y, flow_x,
+        F, INDEX, ALIGN_CORNERS, SAME_SIZE, NEAREST, BORDER, BLOCK_C, CHANNELS_LAST,
     )  # fmt: skip
-    w00, w01, w10, w11 = bilinear_weights(fy, fx)
-    # A tap of weight 0 is not read: it costs time, and it may be infinite.
-    in00 &= w00 != 0
-    in01 &= w01 != 0
-    in10 &= w10 != 0
-    in11 &= w11 != 0
     source_size = h.to(INDEX) * w
     output_size = H.to(INDEX) * W
     input += n * C * source_size
@@ -79,20 +75,11 @@ def _forward(
         attention += n * attention_n + y * attention_y + x * attention_x
         gate = tl.load(attention, mask=exists, other=0.0).to(F)
     at = channel_offsets(pixel, C, output_size, BLOCK_C, CHANNELS_LAST)
-    at00 = channel_offsets(p00, C, source_size, BLOCK_C, CHANNELS_LAST)
-    at01 = channel_offsets(p01, C, source_size, BLOCK_C, CHANNELS_LAST)
-    at10 = channel_offsets(p10, C, source_size, BLOCK_C, CHANNELS_LAST)
-    at11 = channel_offsets(p11, C, source_size, BLOCK_C, CHANNELS_LAST)
     source_step = channel_step(source_size, BLOCK_C, CHANNELS_LAST)
     output_step = channel_step(output_size, BLOCK_C, CHANNELS_LAST)
     for start in range(0, C, BLOCK_C):
         real = real_channels(start, C, BLOCK_C, WHOLE)
         written = real & exists[None, :]
-        i00 = tl.load(input + at00, mask=real & in00[None, :], other=0.0).to(F)
-        if not NEAREST:
-            i01 = tl.load(input + at01, mask=real & in01[None, :], other=0.0).to(F)
-            i10 = tl.load(input + at10, mask=real & in10[None, :], other=0.0).to(F)
-            i11 = tl.load(input + at11, mask=real & in11[None, :], other=0.0).to(F)
         if correction is not None:
             out = tl.load(correction + at, mask=written, other=0.0).to(F)
             correction += output_step
@@ -100,13 +87,7 @@ def _forward(
                 out *= gate[None, :]
         else:
             out = tl.zeros((BLOCK_C, BLOCK_P), F)
-        if NEAREST:
-            out += i00
-        else:
-            out = tl.fma(i00, w00[None, :], out)
-            out = tl.fma(i01, w01[None, :], out)
-            out = tl.fma(i10, w10[None, :], out)
-            out = tl.fma(i11, w11[None, :], out)
+        out = add_sample(out, input, real, *around, NEAREST, F)
         tl.store(output + at, rounded(out, output.dtype.element_ty), mask=written)
         input += source_step
         output += output_step
@@ -134,9 +115,9 @@ def _backward(
     """
     F: tl.constexpr = tl.float64 if input.dtype.element_ty == tl.float64 else tl.float32
     n, pixel, exists, y, x = pixels_of_program(H, W, BLOCK_P, INDEX, CHANNELS_LAST)
-    p00, p01, p10, p11, in00, in01, in10, in11, fx, fy = bilinear_taps(
-        flow, n, y, x, exists, scale_x, scale_y, h, w, H, W, flow_n, flow_c, flow_y, flow_x,
-        F, INDEX, ALIGN_CORNERS, SAME_SIZE, NEAREST, BORDER,
+    around = corners(
+        flow, n, y, x, exists, scale_x, scale_y, C, h, w, H, W, flow_n, flow_c, flow_y, flow_x,
+        F, INDEX, ALIGN_CORNERS, SAME_SIZE, NEAREST, BORDER, BLOCK_C, CHANNELS_LAST,
     )  # fmt: skip
     source_size = h.to(INDEX) * w
     output_size = H.to(INDEX) * W
@@ -144,7 +125,6 @@ def _backward(
     input += n * C * source_size
     if d_input is not None:
         d_input += n * C * source_size
-        w00, w01, w10, w11 = bilinear_weights(fy, fx)
     if d_flow is not None:
         d_x = tl.zeros((BLOCK_C, BLOCK_P), F)
         d_y = tl.zeros((BLOCK_C, BLOCK_P), F)
@@ -156,10 +136,6 @@ def _backward(
         correction += n * C * output_size
         d_gate = tl.zeros((BLOCK_C, BLOCK_P), F)
     at = channel_offsets(pixel, C, output_size, BLOCK_C, CHANNELS_LAST)
-    at00 = channel_offsets(p00, C, source_size, BLOCK_C, CHANNELS_LAST)
-    at01 = channel_offsets(p01, C, source_size, BLOCK_C, CHANNELS_LAST)
-    at10 = channel_offsets(p10, C, source_size, BLOCK_C, CHANNELS_LAST)
-    at11 = channel_offsets(p11, C, source_size, BLOCK_C, CHANNELS_LAST)
     source_step = channel_step(source_size, BLOCK_C, CHANNELS_LAST)
     output_step = channel_step(output_size, BLOCK_C, CHANNELS_LAST)
     for start in range(0, C, BLOCK_C):
@@ -169,20 +145,13 @@ def _backward(
         grad += output_step
         if d_flow is not None:
             # A tap of weight 0 counts here: the slope towards it is not 0.
-            i00 = tl.load(input + at00, mask=real & in00[None, :], other=0.0).to(F)
-            i01 = tl.load(input + at01, mask=real & in01[None, :], other=0.0).to(F)
-            i10 = tl.load(input + at10, mask=real & in10[None, :], other=0.0).to(F)
-            i11 = tl.load(input + at11, mask=real & in11[None, :], other=0.0).to(F)
-            along_x, along_y = bilinear_slopes(i00, i01, i10, i11, fy, fx)
+            values = read_corners(input, real, *around[:8], F)
+            along_x, along_y = bilinear_slopes(*values, around[9], around[8])
             d_x = tl.fma(g, along_x, d_x)
             d_y = tl.fma(g, along_y, d_y)
             input += source_step
         if d_input is not None:
-            add(d_input + at00, g * w00[None, :], real & (in00 & (w00 != 0))[None, :])
-            if not NEAREST:
-                add(d_input + at01, g * w01[None, :], real & (in01 & (w01 != 0))[None, :])
-                add(d_input + at10, g * w10[None, :], real & (in10 & (w10 != 0))[None, :])
-                add(d_input + at11, g * w11[None, :], real & (in11 & (w11 != 0))[None, :])
+            scatter(d_input, g, real, *around, NEAREST)
             d_input += source_step
         if d_correction is not None:
             d_c = rounded(g * gate[None, :], d_correction.dtype.element_ty)
@@ -192,11 +161,7 @@ def _backward(
             d_gate = tl.fma(g, tl.load(correction + at, mask=read, other=0.0).to(F), d_gate)
             correction += output_step
     if d_flow is not None:
-        d_flow += n * 2 * output_size + pixel
-        d_x = tl.sum(d_x, 0) * tl.full((1,), scale_x, tl.float64).to(F)
-        d_y = tl.sum(d_y, 0) * tl.full((1,), scale_y, tl.float64).to(F)
-        tl.store(d_flow, rounded(d_x, d_flow.dtype.element_ty), mask=exists)
-        tl.store(d_flow + output_size, rounded(d_y, d_flow.dtype.element_ty), mask=exists)
+        store_flow(d_flow, d_x, d_y, scale_x, scale_y, n, pixel, exists, output_size, F)
     if d_attention is not None:
         d_gate = rounded(tl.sum(d_gate, 0), d_attention.dtype.element_ty)
         tl.store(d_attention + n * output_size + pixel, d_gate, mask=exists)

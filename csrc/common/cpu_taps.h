@@ -5,10 +5,10 @@
 #include <algorithm>
 #include <optional>
 
-#include "../common/cpu_sampling.h"
-#include "warp.h"
+#include "binding.h"
+#include "cpu_sampling.h"
 
-namespace vsegops::warp {
+namespace vsegops {
 namespace {
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -52,7 +52,7 @@ struct Tile {
   int32_t* offset;
   F* top;
   F* bottom;
-  F* attention;
+  F* factor;  // of each pixel, as `find_taps` is given it
   // For the flow's gradient, along u and v: weights of the low and the high tap, and their slopes
   // (null where they are not needed).
   F* weight_u[2];
@@ -74,7 +74,7 @@ struct Tile {
     offset = arena.take<int32_t>(pixels);
     top = arena.take<F>(2 * pixels);
     bottom = arena.take<F>(2 * pixels);
-    attention = arena.take<F>(pixels);
+    factor = arena.take<F>(pixels);
     flow_x = arena.take<F>(pixels);
     flow_y = arena.take<F>(pixels);
     for (F** array : {weight_u, weight_v, slope_u, slope_v}) {
@@ -89,7 +89,7 @@ struct Tile {
     tile.offset += i;
     tile.top += 2 * i;
     tile.bottom += 2 * i;
-    tile.attention += i;
+    tile.factor += i;
     tile.flow_x += i;
     tile.flow_y += i;
     for (F** array : {tile.weight_u, tile.weight_v, tile.slope_u, tile.slope_v}) {
@@ -184,9 +184,9 @@ void find_row_taps(const Mapping<F>& mapping, const Position<F> row, const int32
 // Fills the tile for pixels [begin, end) of image n, at least one, and up to a whole vector with
 // pixels of weight 0 that stand where the last one does.
 template <typename T, typename F, typename Flow>
-void find_taps(const Mapping<F>& mapping, const View<const Flow>& flow,
-               const View<const T>& attention, const Columns<F>& columns, int64_t n, int64_t begin,
-               int64_t end, const Tile<F>& tile) {
+void find_taps(const Mapping<F>& mapping, const View<const Flow>& flow, const View<const T>& factor,
+               const Columns<F>& columns, int64_t n, int64_t begin, int64_t end,
+               const Tile<F>& tile) {
   const int64_t count = end - begin;
   read_pixels(flow, n, 0, begin, end, tile.flow_x);
   read_pixels(flow, n, 1, begin, end, tile.flow_y);
@@ -197,15 +197,15 @@ void find_taps(const Mapping<F>& mapping, const View<const Flow>& flow,
                               tile);
     });
   });
-  if (attention.data) {
-    read_pixels(attention, n, 0, begin, end, tile.attention);
+  if (factor.data) {
+    read_pixels(factor, n, 0, begin, end, tile.factor);
   } else {
-    std::fill_n(tile.attention, count, F(1));
+    std::fill_n(tile.factor, count, F(1));
   }
   for (int64_t i = count; i % kLanes<F> != 0; ++i) {
     tile.offset[i] = tile.offset[count - 1];
     tile.top[2 * i] = tile.top[2 * i + 1] = tile.bottom[2 * i] = tile.bottom[2 * i + 1] = F(0);
-    tile.attention[i] = F(0);
+    tile.factor[i] = F(0);
     for (int k = 0; k < 2 && tile.slope_u[0]; ++k) {
       tile.weight_u[k][i] = tile.weight_v[k][i] = tile.slope_u[k][i] = tile.slope_v[k][i] = F(0);
     }
@@ -253,4 +253,4 @@ inline void check_plane(int64_t h, int64_t w) {
 }
 
 }  // namespace
-}  // namespace vsegops::warp
+}  // namespace vsegops

@@ -3,12 +3,11 @@
 #pragma once
 
 #include <string>
-#include <tuple>
 
-#include "../common/binding.h"
-#include "../common/sampling.h"
+#include "binding.h"
+#include "sampling.h"
 
-namespace vsegops::warp {
+namespace vsegops {
 
 inline Padding padding_of(const std::string& mode) {
   STD_TORCH_CHECK(mode == "zeros" || mode == "border", "padding_mode: ", mode);
@@ -36,11 +35,4 @@ void dispatch(ScalarType features, ScalarType flow, const Run& run) {
   }
 }
 
-// The gradients of flow_warp, for families whose own end where S begins: operators.h has it, and is
-// compiled into the same library.
-__attribute__((visibility("hidden"))) std::tuple<Tensor, Tensor> flow_warp_backward(
-    const Tensor& grad, const Tensor& input, const Tensor& flow, double scale_x, double scale_y,
-    bool semantic, bool align_corners, const std::string& mode, const std::string& padding_mode,
-    int64_t wanted);
-
-}  // namespace vsegops::warp
+}  // namespace vsegops

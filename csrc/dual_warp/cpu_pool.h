@@ -1,0 +1,226 @@
+// Mean and maximum over channels on a CPU: one addition and one comparison for each element, which
+// is read once: memory bounds it. Backward reads it once and writes its gradient.
+//
+// A NaN is larger than every number, and the first of equals is the maximum, as in torch.max.
+#pragma once
+
+#include <limits>
+
+#include "../common/cpu_sampling.h"
+#include "../common/cpu_window.h"
+#include "dual_warp.h"
+
+namespace vsegops::dual_warp {
+namespace {
+
+constexpr int64_t kPoolTile = 1024;  // pixels: what is kept of them stays in L1
+
+// The largest of some channels, and where it stands; for one pixel or for each lane.
+template <typename V>
+struct Largest {
+  V value;
+  index_t<V> channel;
+
+  VSEGOPS_HD void see(V x, index_t<V> c) {
+    const auto larger = (x > value) | ((x != x) & (value == value));
+    value = larger ? x : value;
+    channel = larger ? c : channel;
+  }
+};
+
+// What is known of each pixel of a tile, up to a whole vector.
+template <typename F>
+struct Pooled {
+  F *sum, *largest;
+  int32_t* channel;
+};
+
+template <typename F>
+Pooled<F> take_pooled(Arena& arena) {
+  return {arena.take<F>(kPoolTile), arena.take<F>(kPoolTile), arena.take<int32_t>(kPoolTile)};
+}
+template <typename F>
+size_t pooled_bytes() {
+  return kPoolTile * (2 * sizeof(F) + sizeof(int32_t));
+}
+
+// One vector of channel c, which is added to `sum` (Sum) and whose place is kept (Place).
+template <bool Sum, bool Place, typename F>
+VSEGOPS_HD void pool_vector(Vector<F> x, int32_t c, int64_t i, const Pooled<F>& to) {
+  if constexpr (Sum) store(load(to.sum + i) + x, to.sum + i);
+  Largest<Vector<F>> most{load(to.largest + i), {}};
+  if constexpr (Place) most.channel = load_index<F>(to.channel + i);
+  most.see(x, index_t<Vector<F>>{} + c);
+  store(most.value, to.largest + i);
+  if constexpr (Place) store_index(most.channel, to.channel + i);
+}
+
+// Pixels [begin, begin + count) of planes: vectors over pixels, one channel after the other.
+template <bool Sum, bool Place, typename T, typename F>
+void pool_planes(const Image<const T>& image, int64_t begin, int64_t count, const Pooled<F>& to) {
+  constexpr int n = kLanes<F>;
+  const int64_t padded = ceil_div(count, n) * n;
+  if constexpr (Sum) std::fill_n(to.sum, padded, F(0));
+  std::fill_n(to.largest, padded, -std::numeric_limits<F>::infinity());
+  if constexpr (Place) std::fill_n(to.channel, padded, 0);
+  for (int64_t c = 0; c < image.width; ++c) {
+    const T* from = image.data + c * image.channel + begin;
+    int64_t i = 0;
+    for (; i + n <= count; i += n) {
+      __builtin_prefetch(from + i + image.channel);
+      pool_vector<Sum, Place, F>(load(from + i), static_cast<int32_t>(c), i, to);
+    }
+    if (i == count) continue;
+    T last[n] = {};
+    std::copy_n(from + i, count - i, last);
+    pool_vector<Sum, Place, F>(load(last), static_cast<int32_t>(c), i, to);
+  }
+}
+
+// The same where the channels of a pixel are side by side: vectors over channels, whose lanes are
+// brought together at the end.
+template <bool Sum, bool Place, typename T, typename F>
+void pool_pixels(const Image<const T>& image, int64_t begin, int64_t count, const Pooled<F>& to) {
+  using V = Vector<F>;
+  using Index = index_t<V>;
+  constexpr int n = kLanes<F>;
+  const V least = V{} - std::numeric_limits<F>::infinity();
+  Index lanes;
+  for (int k = 0; k < n; ++k) lanes[k] = k;
+  for (int64_t i = 0; i < count; i += n) {
+    V sum[n] = {};
+    Largest<V> most[n] = {};
+    const int64_t pixels = std::min<int64_t>(n, count - i);
+    for (int64_t j = 0; j < pixels; ++j) {
+      const T* from = image.data + (begin + i + j) * image.pixel;
+      most[j] = {least, lanes};
+      int64_t c = 0;
+      for (; c + n <= image.width; c += n) {
+        const V x = load(from + c);
+        if constexpr (Sum) sum[j] += x;
+        most[j].see(x, lanes + static_cast<int32_t>(c));
+      }
+      if (c == image.width) continue;
+      T last[n] = {};
+      std::copy_n(from + c, image.width - c, last);
+      const V x = load(last);
+      if constexpr (Sum) sum[j] += x;
+      const auto present = lanes < static_cast<int32_t>(image.width - c);
+      most[j].see(present ? x : least, lanes + static_cast<int32_t>(c));
+    }
+    V values[n];
+    for (int j = 0; j < n; ++j) values[j] = most[j].value;
+    const V largest = fold<F>(values, [](V a, V b) {
+      Largest<V> best{a, {}};
+      best.see(b, Index{});
+      return best.value;
+    });
+    store(largest, to.largest + i);
+    if constexpr (Sum) store(sums<F>(sum), to.sum + i);
+    if constexpr (Place) {
+      // The first of the lanes that have it.
+      for (int j = 0; j < n; ++j) {
+        const V x = values[j], y = V{} + largest[j];
+        const auto has = (x == y) | ((x != x) & (y != y));
+        values[j] = (V)(has ? most[j].channel : std::numeric_limits<int32_t>::max() + Index{});
+      }
+      store_index((Index)fold<F>(values,
+                                 [](V a, V b) {
+                                   const Index x = (Index)a, y = (Index)b;
+                                   return (V)(x < y ? x : y);
+                                 }),
+                  to.channel + i);
+    }
+  }
+}
+
+template <bool Sum, bool Place, typename T, typename F>
+void pool_tile(const Image<const T>& image, int64_t begin, int64_t count, const Pooled<F>& to) {
+  image.planes() ? pool_planes<Sum, Place>(image, begin, count, to)
+                 : pool_pixels<Sum, Place>(image, begin, count, to);
+}
+
+// Calls `run(arena, n, begin, end)` for tiles of pixels of `images`, in parallel.
+template <typename F, typename Run>
+void for_pool_tiles(int64_t images, int64_t pixels, const Run& run) {
+  const int64_t tiles = ceil_div(pixels, kPoolTile);
+  torch::stable::parallel_for(0, images * tiles, 1, [&](int64_t first, int64_t last) {
+    Arena arena(pooled_bytes<F>());
+    const Pooled<F> pooled = take_pooled<F>(arena);
+    for (int64_t k = first; k < last; ++k) {
+      const int64_t begin = k % tiles * kPoolTile;
+      run(pooled, k / tiles, begin, std::min(begin + kPoolTile, pixels));
+    }
+    stream_fence();
+  });
+}
+
+template <typename T>
+void pool(const Pool<T>& call, const Context&) {
+  using F = compute_t<T>;
+  const View<const T>& input = call.input;
+  for_pool_tiles<F>(input.n, input.h * input.w,
+                    [&](const Pooled<F>& pooled, int64_t n, int64_t begin, int64_t end) {
+                      pool_tile<true, false>(image_of(input, call.channels_last, n, 0, input.c),
+                                             begin, end - begin, pooled);
+                      const Image<T> out = image_of(call.out, call.channels_last, n, call.place, 4);
+                      for (int64_t i = 0; i < end - begin; ++i) {
+                        T* const to = out.data + (begin + i) * out.pixel;
+                        narrow(pooled.sum[i] / static_cast<F>(input.c), to);
+                        narrow(pooled.largest[i], to + 2 * out.channel);
+                      }
+                    });
+}
+
+// d_input = grad of the mean / C, and at the maximum also that of the maximum.
+template <typename T>
+void pool_backward(const PoolBackward<T>& call, const Context&) {
+  using F = compute_t<T>;
+  constexpr int n = kLanes<F>;
+  const View<const T>& input = call.input;
+  const bool past_caches =
+      input.n * input.c * input.h * input.w * int64_t(sizeof(T)) >= kStreamBytes;
+  for_pool_tiles<F>(
+      input.n, input.h * input.w,
+      [&](const Pooled<F>& pooled, int64_t image, int64_t begin, int64_t end) {
+        const int64_t count = end - begin;
+        pool_tile<false, true>(image_of(input, call.channels_last, image, 0, input.c), begin, count,
+                               pooled);
+        // From here on: what every channel gets, and what the maximum does.
+        F *const each = pooled.sum, *const most = pooled.largest;
+        read_pixels(call.grad, image, call.place, begin, end, each);
+        read_pixels(call.grad, image, call.place + 2, begin, end, most);
+        for (int64_t i = 0; i < count; ++i) {
+          each[i] /= static_cast<F>(input.c);
+          most[i] += each[i];
+        }
+        const Image<T> to = image_of(call.d_input, call.channels_last, image, 0, input.c);
+        for (int64_t c = 0; to.planes() && c < to.width; ++c) {
+          T* const out = to.data + c * to.channel + begin;
+          const bool streamed = past_caches && is_aligned(out);
+          int64_t i = 0;
+          for (; i + n <= count; i += n) {
+            const auto here = load_index<F>(pooled.channel + i) == static_cast<int32_t>(c);
+            const Vector<F> value = here ? load(most + i) : load(each + i);
+            if constexpr (std::is_same_v<T, F>) {
+              if (streamed) {
+                stream<F>(value, out + i);
+                continue;
+              }
+            }
+            store(value, out + i);
+          }
+          for (; i < count; ++i) narrow(pooled.channel[i] == c ? most[i] : each[i], out + i);
+        }
+        for (int64_t i = 0; !to.planes() && i < count; ++i) {
+          T* const out = to.data + (begin + i) * to.pixel;
+          T alike;
+          narrow(each[i], &alike);
+          std::fill_n(out, to.width, alike);
+          narrow(most[i], out + pooled.channel[i]);
+        }
+      });
+}
+
+}  // namespace
+}  // namespace vsegops::dual_warp
