@@ -89,7 +89,7 @@ def tile_of(
     """
     padded = triton.next_power_of_2(channels)
     if INTERPRETED.value:  # a program takes milliseconds, whatever its size
-        return Tile(128, min(padded, 16), 1)
+        return Tile(256, min(padded, 16), 1)
     if channels_last:
         vector = min(16 // itemsize, 4 if backward else 8)
         if channels % 16 != 0:  # one channel a lane, and so many pixels

@@ -84,8 +84,11 @@ inline MemoryFormat layout_of(const Tensor& x) {
   return MemoryFormat::ChannelsLast;
 }
 
+// (Asked for first: a call into the dispatcher costs more than a look at the strides.)
 inline Tensor dense(const Tensor& x, MemoryFormat layout) {
-  return torch::stable::contiguous(x, layout);
+  const bool is_dense =
+      layout == MemoryFormat::Contiguous ? x.is_contiguous() : layout_of(x) == layout;
+  return is_dense ? x : torch::stable::contiguous(x, layout);
 }
 
 inline Tensor empty(const Tensor& like, std::initializer_list<int64_t> shape,

@@ -118,7 +118,7 @@ VSEGOPS_HD void for_vectors(int64_t size, const Run& run) {
 // ---- Filter and adjoint ----
 
 // Planes are read side by side, too many for the processor to foresee what comes next.
-constexpr int64_t kPixelsAhead = 32;
+constexpr int64_t kPixelsAhead = 48;
 
 // Contiguous: vectors over pixels, whose weights are kept over all classes. Stream: past the
 // caches.
