@@ -67,8 +67,8 @@ __device__ void add_slopes(const Point<F>& p, const F (&tap)[4][N], const F (&g)
 // Adds to the gradient of the input at the taps of a pixel, one vector at a time.
 template <typename Layout, typename F>
 struct Scatter {
-  const Image<Layout, F>& d_input;
-  const Corners<F>& taps;
+  const Image<Layout, F> d_input;
+  const Corners<F> taps;
 
   __device__ Scatter(const Image<Layout, F>& image, const Corners<F>& corners, bool)
       : d_input(image), taps(corners) {}
@@ -90,8 +90,8 @@ struct Scatter {
 template <typename F>
 struct Scatter<Planes, F> {
   static constexpr unsigned kWarp = 0xffffffff;
-  const Image<Planes, F>& d_input;
-  const Corners<F>& taps;
+  const Image<Planes, F> d_input;
+  const Corners<F> taps;
   bool takes, gives;
 
   // `beside`: the lane before this one has the pixel to the left.
