@@ -12,6 +12,7 @@ namespace vsegops::dual_warp {
 namespace {
 
 constexpr int64_t kForwardTile = 512;  // pixels: a panel of them stays in L1
+constexpr int64_t kStrip = 64;         // columns
 
 // The four taps of a pixel: where they stand in a panel, and their weights.
 template <typename F, typename In>
@@ -66,31 +67,33 @@ bool streamed(const Forward<T, F, Flow>& call) {
   return call.out.n * call.out.c * call.out.h * call.out.w * int64_t(sizeof(T)) >= kStreamBytes;
 }
 
-// channels_last
+// channels_last. Strips of a few columns, each from the top to the bottom: what a row can reach of
+// the sources stays in L2 for the next.
 template <typename T, typename F, typename Flow>
 void forward_pixels(const Forward<T, F, Flow>& call) {
-  const int64_t pixels = call.out.h * call.out.w, channels = call.out.c;
-  const int64_t tiles = ceil_div(pixels, kForwardTile);
+  const int64_t width = call.out.w, height = call.out.h, channels = call.out.c;
+  const int64_t strips = ceil_div(width, kStrip);
   const bool past_caches = std::is_same_v<T, F> && streamed(call) && is_aligned(call.out.data) &&
                            channels % kLanes<F> == 0;
-  torch::stable::parallel_for(0, call.out.n * tiles, 1, [&](int64_t first, int64_t last) {
-    Arena arena(2 * Side<T, F, Flow>::bytes(call.out.w, kForwardTile));
-    const Side<T, F, Flow> high(arena, call.high, call.gate, false, kForwardTile, false);
-    const Side<T, F, Flow> low(arena, call.low, call.gate, true, kForwardTile, false);
+  torch::stable::parallel_for(0, call.out.n * strips * height, 1, [&](int64_t first, int64_t last) {
+    Arena arena(2 * Side<T, F, Flow>::bytes(width, kStrip));
+    const Side<T, F, Flow> high(arena, call.high, call.gate, false, kStrip, false);
+    const Side<T, F, Flow> low(arena, call.low, call.gate, true, kStrip, false);
     for (int64_t k = first; k < last; ++k) {
-      const int64_t n = k / tiles, begin = k % tiles * kForwardTile;
-      const int64_t end = std::min(begin + kForwardTile, pixels);
-      high.find(n, begin, end);
-      low.find(n, begin, end);
-      const auto panel = [&](const auto& x) {
-        return Panel{x.data + n * x.h * x.w * channels, channels};
+      const int64_t n = k / height / strips, y = k % height;
+      const int64_t x = k / height % strips * kStrip;
+      const int64_t begin = y * width + x, count = std::min(kStrip, width - x);
+      high.find(n, begin, begin + count);
+      low.find(n, begin, begin + count);
+      const auto panel = [&](const auto& view) {
+        return Panel{view.data + n * view.h * view.w * channels, channels};
       };
       Panel out = panel(call.out);
       out.data += begin * channels;
       lift(past_caches, [&](auto stream) {
         constexpr bool kStream = stream() && std::is_same_v<T, F>;
         blend<kStream>(high.tile, high.steps, panel(call.high.input), low.tile, low.steps,
-                       panel(call.low.input), end - begin, channels, out);
+                       panel(call.low.input), count, channels, out);
       });
     }
     stream_fence();

@@ -22,7 +22,7 @@ struct Largest {
   index_t<V> channel;
 
   VSEGOPS_HD void see(V x, index_t<V> c) {
-    const auto larger = (x > value) | ((x != x) & (value == value));
+    const auto larger = ~(x <= value) & (value == value);  // (true of NaN, too)
     value = larger ? x : value;
     channel = larger ? c : channel;
   }
@@ -77,6 +77,14 @@ void pool_planes(const Image<const T>& image, int64_t begin, int64_t count, cons
   }
 }
 
+// 0, 1, 2, ...
+template <typename F>
+index_t<Vector<F>> lanes() {
+  index_t<Vector<F>> lane;
+  for (int k = 0; k < kLanes<F>; ++k) lane[k] = k;
+  return lane;
+}
+
 // The same where the channels of a pixel are side by side: vectors over channels, whose lanes are
 // brought together at the end.
 template <bool Sum, bool Place, typename T, typename F>
@@ -85,28 +93,28 @@ void pool_pixels(const Image<const T>& image, int64_t begin, int64_t count, cons
   using Index = index_t<V>;
   constexpr int n = kLanes<F>;
   const V least = V{} - std::numeric_limits<F>::infinity();
-  Index lanes;
-  for (int k = 0; k < n; ++k) lanes[k] = k;
+  const Index lane = lanes<F>();
   for (int64_t i = 0; i < count; i += n) {
     V sum[n] = {};
     Largest<V> most[n] = {};
     const int64_t pixels = std::min<int64_t>(n, count - i);
     for (int64_t j = 0; j < pixels; ++j) {
       const T* from = image.data + (begin + i + j) * image.pixel;
-      most[j] = {least, lanes};
+      most[j] = {least, lane};
       int64_t c = 0;
       for (; c + n <= image.width; c += n) {
         const V x = load(from + c);
+        __builtin_prefetch(from + c + kAhead);
         if constexpr (Sum) sum[j] += x;
-        most[j].see(x, lanes + static_cast<int32_t>(c));
+        most[j].see(x, lane + static_cast<int32_t>(c));
       }
       if (c == image.width) continue;
       T last[n] = {};
       std::copy_n(from + c, image.width - c, last);
       const V x = load(last);
       if constexpr (Sum) sum[j] += x;
-      const auto present = lanes < static_cast<int32_t>(image.width - c);
-      most[j].see(present ? x : least, lanes + static_cast<int32_t>(c));
+      const auto present = lane < static_cast<int32_t>(image.width - c);
+      most[j].see(present ? x : least, lane + static_cast<int32_t>(c));
     }
     V values[n];
     for (int j = 0; j < n; ++j) values[j] = most[j].value;
@@ -172,11 +180,26 @@ void pool(const Pool<T>& call, const Context&) {
                     });
 }
 
+// Writes vectors `value(i)` to `count` elements, past the caches if `streamed`.
+template <typename T, typename Value>
+void write_vectors(T* out, int64_t count, bool streamed, const Value& value) {
+  using F = compute_t<T>;
+  constexpr int n = kLanes<F>;
+  int64_t i = 0;
+  if constexpr (std::is_same_v<T, F>) {
+    for (; streamed && is_aligned(out) && i + n <= count; i += n) stream<F>(value(i), out + i);
+  }
+  for (; i + n <= count; i += n) store(value(i), out + i);
+  if (i == count) return;
+  T last[n];
+  store(value(i), last);
+  std::copy_n(last, count - i, out + i);
+}
+
 // d_input = grad of the mean / C, and at the maximum also that of the maximum.
 template <typename T>
 void pool_backward(const PoolBackward<T>& call, const Context&) {
   using F = compute_t<T>;
-  constexpr int n = kLanes<F>;
   const View<const T>& input = call.input;
   const bool past_caches =
       input.n * input.c * input.h * input.w * int64_t(sizeof(T)) >= kStreamBytes;
@@ -195,29 +218,21 @@ void pool_backward(const PoolBackward<T>& call, const Context&) {
           most[i] += each[i];
         }
         const Image<T> to = image_of(call.d_input, call.channels_last, image, 0, input.c);
-        for (int64_t c = 0; to.planes() && c < to.width; ++c) {
-          T* const out = to.data + c * to.channel + begin;
-          const bool streamed = past_caches && is_aligned(out);
-          int64_t i = 0;
-          for (; i + n <= count; i += n) {
-            const auto here = load_index<F>(pooled.channel + i) == static_cast<int32_t>(c);
-            const Vector<F> value = here ? load(most + i) : load(each + i);
-            if constexpr (std::is_same_v<T, F>) {
-              if (streamed) {
-                stream<F>(value, out + i);
-                continue;
-              }
-            }
-            store(value, out + i);
+        if (to.planes()) {
+          for (int64_t c = 0; c < to.width; ++c) {
+            write_vectors(to.data + c * to.channel + begin, count, past_caches, [&](int64_t i) {
+              const auto here = load_index<F>(pooled.channel + i) == static_cast<int32_t>(c);
+              return here ? load(most + i) : load(each + i);
+            });
           }
-          for (; i < count; ++i) narrow(pooled.channel[i] == c ? most[i] : each[i], out + i);
-        }
-        for (int64_t i = 0; !to.planes() && i < count; ++i) {
-          T* const out = to.data + (begin + i) * to.pixel;
-          T alike;
-          narrow(each[i], &alike);
-          std::fill_n(out, to.width, alike);
-          narrow(most[i], out + pooled.channel[i]);
+        } else {
+          for (int64_t i = 0; i < count; ++i) {
+            const Vector<F> common = Vector<F>{} + each[i], largest = Vector<F>{} + most[i];
+            const auto place = lanes<F>() - pooled.channel[i];
+            write_vectors(to.data + (begin + i) * to.pixel, to.width, past_caches, [&](int64_t c) {
+              return place == -static_cast<int32_t>(c) ? largest : common;
+            });
+          }
         }
       });
 }
