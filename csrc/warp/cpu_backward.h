@@ -135,21 +135,25 @@ class BackwardChunk {
     F* const grad_copy = arena.take<F>(kBackwardTile * kLanes<F>);
     const Steps steps(call_.mapping);
     const bool slopes = call_.d_flow.data;
+    bool cleared = false;
     if constexpr (std::is_same_v<T, F>) {
-      if (!call_.channels_last && last_channel - first_channel <= kFewPlanes && steps.pair) {
-        const int64_t width = last_channel - first_channel;
-        const Image<T> d_input = image(call_.d_input, first_channel, width);
+      // The last few of the channels, for which a panel would be mostly empty.
+      const int64_t few = (last_channel - first_channel) % kLanes<F>;
+      if (!call_.channels_last && few > 0 && few <= kFewPlanes && steps.pair) {
+        last_channel -= few;
+        const Image<T> d_input = image(call_.d_input, last_channel, few);
         if (d_input.data) store_zeros(0, call_.input.h * call_.input.w, d_input);
         for_tiles(tile, columns, [&](int64_t, int64_t begin, int64_t end) {
           clear(begin, end);
-          correct(tile, begin, end, first_channel, width);
-          Image<const T> grad = image(call_.grad, first_channel, width);
+          correct(tile, begin, end, last_channel, few);
+          Image<const T> grad = image(call_.grad, last_channel, few);
           grad.data += begin;
-          scatter_planes<F>(
-              tile, end - begin, steps, grad, image(call_.input, first_channel, width), d_input,
-              slopes ? totals_.u + begin : nullptr, slopes ? totals_.v + begin : nullptr);
+          scatter_planes<F>(tile, end - begin, steps, grad, image(call_.input, last_channel, few),
+                            d_input, slopes ? totals_.u + begin : nullptr,
+                            slopes ? totals_.v + begin : nullptr);
         });
-        return;
+        if (first_channel == last_channel) return;
+        cleared = true;
       }
     }
     SourcePanels<T, F> source(call_.input, slopes, call_.d_input, call_.channels_last, n_, steps);
@@ -164,7 +168,7 @@ class BackwardChunk {
       const int64_t width = std::min(most, last_channel - c);
       source.open(c, width, memory);
       for_tiles(tile, columns, [&](int64_t t, int64_t begin, int64_t end) {
-        if (c == first_channel) clear(begin, end);
+        if (c == first_channel && !cleared) clear(begin, end);
         source.enter(t, tile, end - begin);
         run_tile(tile, begin, end, most, c, width, grad_copy, source,
                  direct() ? Ahead<T>{} : ahead(c, width, end, source.next(t, c, width)));
