@@ -2,8 +2,8 @@
 // (12 where both sources have P pixels) of float32: memory bounds it.
 //
 // Vectors go over channels: of channels_last tensors as they stand, of others in panels, which are
-// transposed on the way in and out. That takes half the instructions of gathering eight taps for
-// each channel, and a fourth where the coarse source is small.
+// transposed on the way in and out. (Gathering pairs of taps from planes takes several times the
+// shuffles.)
 #pragma once
 
 #include "cpu_side.h"

@@ -298,8 +298,10 @@ void forward(const Forward<T, F, Flow>& given, const Context& context) {
 template <typename T, typename F>
 class Sums {
  public:
+  F* data;
+
   Sums(const View<T>& d_input, const Context& context)
-      : d_input_(d_input), context_(context), data(reinterpret_cast<F*>(d_input.data)) {
+      : data(reinterpret_cast<F*>(d_input.data)), d_input_(d_input), context_(context) {
     if (!d_input.data) return;
     if constexpr (!std::is_same_v<T, F>) held_.emplace(context.scratch(elements(), &data));
     zero(data, elements() * sizeof(F), context.stream());
@@ -318,9 +320,6 @@ class Sums {
   const View<T>& d_input_;
   const Context& context_;
   std::optional<Tensor> held_;
-
- public:
-  F* data;
 };
 
 template <typename T, typename F, typename Flow>
