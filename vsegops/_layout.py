@@ -9,10 +9,11 @@ from torch import Tensor
 
 
 def layout_of(x: Tensor) -> torch.memory_format:
-    """channels_last if `x` is that and not contiguous as well, else contiguous."""
-    if x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
+    """channels_last (channels_last_3d) if `x` is that and not contiguous as well."""
+    channels_last = torch.channels_last_3d if x.dim() == 5 else torch.channels_last
+    if x.is_contiguous() or not x.is_contiguous(memory_format=channels_last):
         return torch.contiguous_format
-    return torch.channels_last
+    return channels_last
 
 
 def empty_like_layout(

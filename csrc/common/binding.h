@@ -15,6 +15,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <vector>
 
 #include "macros.h"
 
@@ -75,13 +76,15 @@ View<T> view(const Tensor& x) {
 // vsegops/_layout.py decides the same way: channels_last if dense in that order and not in the
 // contiguous one as well.
 inline MemoryFormat layout_of(const Tensor& x) {
-  if (x.is_contiguous()) return MemoryFormat::Contiguous;
+  const int64_t rank = x.dim();
+  if (x.is_contiguous() || rank < 4 || rank > 5) return MemoryFormat::Contiguous;
   int64_t dense = 1;
-  for (int d : {1, 3, 2, 0}) {
+  for (int64_t i = 0; i < rank; ++i) {  // channels, then the last dimension to the first
+    const int64_t d = i == 0 ? 1 : i == rank - 1 ? 0 : rank - i;
     if (x.size(d) != 1 && x.stride(d) != dense) return MemoryFormat::Contiguous;
     dense *= x.size(d);
   }
-  return MemoryFormat::ChannelsLast;
+  return rank == 5 ? MemoryFormat::ChannelsLast3d : MemoryFormat::ChannelsLast;
 }
 
 // (Asked for first: a call into the dispatcher costs more than a look at the strides.)
@@ -91,10 +94,10 @@ inline Tensor dense(const Tensor& x, MemoryFormat layout) {
   return is_dense ? x : torch::stable::contiguous(x, layout);
 }
 
-inline Tensor empty(const Tensor& like, std::initializer_list<int64_t> shape,
+inline Tensor empty(const Tensor& like, const std::vector<int64_t>& shape,
                     MemoryFormat layout = MemoryFormat::Contiguous,
                     std::optional<ScalarType> dtype = std::nullopt) {
-  return torch::stable::empty({shape.begin(), shape.size()}, dtype.value_or(like.scalar_type()),
+  return torch::stable::empty({shape.data(), shape.size()}, dtype.value_or(like.scalar_type()),
                               std::nullopt, like.device(), std::nullopt, layout);
 }
 

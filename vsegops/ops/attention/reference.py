@@ -1,0 +1,1 @@
+"""The attention family in plain PyTorch: the executable definition, in float64 the truth."""
