@@ -125,9 +125,9 @@ def _compiled(function: Callable[..., Any], threads: int) -> Callable[..., Any]:
 
 
 def _copies(setting: Setting, arguments: dict[str, Any]) -> int:
-    """How many sets of tensors a call rotates over: one on a CPU, whose caches are evicted."""
+    """How many sets of tensors a call rotates over: on a CPU, whose caches are evicted, two."""
     if setting.device == "cpu":
-        return 1
+        return 2
     cache = torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
     moved = setting.spec.bytes_moved(arguments, setting.direction)
     return min(max(ROTATED * cache // moved, 2), 32)
