@@ -39,20 +39,17 @@ __all__ = [
 
 
 @triton.jit
-def _place(blocks, tiles, chunks):
-    """This program's (line, block, tile of channels, chunk)."""
+def _place(lines, blocks, tiles, chunks):
+    """This program's image, line in the image, block, tile of channels, and chunk."""
     program = tl.program_id(0)
     tile = program % tiles
     program = program // tiles
     block = program % blocks
     program = program // blocks
-    return program // chunks, block, tile, program % chunks
-
-
-@triton.jit
-def _start(line, inner, stride_n, stride_i):
-    """Where a line of a tensor begins."""
-    return (line // inner).to(tl.int64) * stride_n + (line % inner).to(tl.int64) * stride_i
+    chunk = program % chunks
+    program = program // chunks
+    n = program // lines
+    return n.to(tl.int64), (program - n * lines).to(tl.int64), block, tile, chunk
 
 
 @triton.jit
@@ -89,9 +86,9 @@ def _similarities(
     return tl.where(attended, products * factor, -float("inf"))
 
 
-@triton.jit(do_not_specialize=["inner"])
+@triton.jit(do_not_specialize=["lines"])
 def _attend(
-    query, key, value, before, out, normalizer, scale: tl.float64, inner, P, S, CK, CV,
+    query, key, value, before, out, normalizer, scale: tl.float64, lines, P, S, CK, CV,
     q_n, q_i, q_c, q_p, k_n, k_i, k_c, k_s, v_n, v_i, v_c, v_s, o_n, o_i, o_c, o_p, l_n, l_i, l_p,
     SKIP_SELF: tl.constexpr, INDEX: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -104,16 +101,16 @@ def _attend(
     """
     F: tl.constexpr = tl.float64 if query.dtype.element_ty == tl.float64 else tl.float32
     tiles = tl.cdiv(CV, BLOCK_C)
-    line, block, tile, _ = _place(tl.cdiv(P, BLOCK_P), tiles, 1)
-    query += _start(line, inner, q_n, q_i)
-    key += _start(line, inner, k_n, k_i)
-    value += _start(line, inner, v_n, v_i)
+    n, i, block, tile, _ = _place(lines, tl.cdiv(P, BLOCK_P), tiles, 1)
+    query += n * q_n + i * q_i
+    key += n * k_n + i * k_i
+    value += n * v_n + i * v_i
     p = (block * BLOCK_P + tl.arange(0, BLOCK_P)).to(INDEX)
     c = tile * BLOCK_C + tl.arange(0, BLOCK_C)
-    at = _start(line, inner, o_n, o_i) + p[:, None] * o_p + c[None, :].to(INDEX) * o_c
+    at = n * o_n + i * o_i + p[:, None] * o_p + c[None, :].to(INDEX) * o_c
     written = (p < P)[:, None] & (c < CV)[None, :]
     if normalizer is not None:
-        normalizer += _start(line, inner, l_n, l_i) + p * l_p
+        normalizer += n * l_n + i * l_i + p * l_p
     if before is None:
         largest = tl.full((BLOCK_P,), -float("inf"), F)
         weight = tl.zeros((BLOCK_P,), F)
@@ -140,9 +137,9 @@ def _attend(
             tl.store(normalizer, largest + tl.log2(weight), mask=p < P)
 
 
-@triton.jit(do_not_specialize=["inner"])
+@triton.jit(do_not_specialize=["lines"])
 def _statistics(
-    query, key, value, grad, normalizer, mean, scale: tl.float64, inner, P, S, CK, CV,
+    query, key, value, grad, normalizer, mean, scale: tl.float64, lines, P, S, CK, CV,
     q_n, q_i, q_c, q_p, k_n, k_i, k_c, k_s, v_n, v_i, v_c, v_s, g_n, g_i, g_c, g_p, l_n, l_i, l_p,
     SKIP_SELF: tl.constexpr, INDEX: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -152,13 +149,13 @@ def _statistics(
     SKIP_SELF: goes on from those of the rows.
     """
     F: tl.constexpr = tl.float64 if query.dtype.element_ty == tl.float64 else tl.float32
-    line, block, _, _ = _place(tl.cdiv(P, BLOCK_P), 1, 1)
-    query += _start(line, inner, q_n, q_i)
-    key += _start(line, inner, k_n, k_i)
-    value += _start(line, inner, v_n, v_i)
-    grad += _start(line, inner, g_n, g_i)
+    n, i, block, _, _ = _place(lines, tl.cdiv(P, BLOCK_P), 1, 1)
+    query += n * q_n + i * q_i
+    key += n * k_n + i * k_i
+    value += n * v_n + i * v_i
+    grad += n * g_n + i * g_i
     p = (block * BLOCK_P + tl.arange(0, BLOCK_P)).to(INDEX)
-    at = _start(line, inner, l_n, l_i) + p * l_p
+    at = n * l_n + i * l_i + p * l_p
     if SKIP_SELF:
         largest = tl.load(normalizer + at, mask=p < P, other=0.0)
         weight = tl.full((BLOCK_P,), 1.0, F)
@@ -194,10 +191,10 @@ def _weights(
     return tl.exp2(x - most[:, None])
 
 
-@triton.jit(do_not_specialize=["inner"])
+@triton.jit(do_not_specialize=["lines"])
 def _query_gradient(
     query, key, value, grad, before, d_query, normalizer, mean, scale: tl.float64,
-    inner, P, S, CK, CV,
+    lines, P, S, CK, CV,
     q_n, q_i, q_c, q_p, k_n, k_i, k_c, k_s, v_n, v_i, v_c, v_s, g_n, g_i, g_c, g_p, l_n, l_i, l_p,
     SKIP_SELF: tl.constexpr, INDEX: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -207,15 +204,15 @@ def _query_gradient(
     `before` and `d_query` are laid out as the query.
     """
     F: tl.constexpr = tl.float64 if query.dtype.element_ty == tl.float64 else tl.float32
-    line, block, tile, _ = _place(tl.cdiv(P, BLOCK_P), tl.cdiv(CK, BLOCK_C), 1)
-    query += _start(line, inner, q_n, q_i)
-    key += _start(line, inner, k_n, k_i)
-    value += _start(line, inner, v_n, v_i)
-    grad += _start(line, inner, g_n, g_i)
+    n, i, block, tile, _ = _place(lines, tl.cdiv(P, BLOCK_P), tl.cdiv(CK, BLOCK_C), 1)
+    query += n * q_n + i * q_i
+    key += n * k_n + i * k_i
+    value += n * v_n + i * v_i
+    grad += n * g_n + i * g_i
     p = (block * BLOCK_P + tl.arange(0, BLOCK_P)).to(INDEX)
     c = tile * BLOCK_C + tl.arange(0, BLOCK_C)
-    normalizer += _start(line, inner, l_n, l_i) + p * l_p
-    means = tl.load(mean + _start(line, inner, l_n, l_i) + p * l_p, mask=p < P, other=0.0)
+    normalizer += n * l_n + i * l_i + p * l_p
+    means = tl.load(mean + n * l_n + i * l_i + p * l_p, mask=p < P, other=0.0)
     total = tl.zeros((BLOCK_P, BLOCK_C), F)
     for start in range(0, S, BLOCK_S):
         s = (start + tl.arange(0, BLOCK_S)).to(INDEX)
@@ -226,17 +223,17 @@ def _query_gradient(
         k = _tile_of(key, s, S, c, CK, k_s, k_c)
         total = dot(rounded(d, k.dtype), k, total)
     total *= tl.full((1, 1), scale, tl.float64).to(F)
-    at = _start(line, inner, q_n, q_i) + p[:, None] * q_p + c[None, :].to(INDEX) * q_c
+    at = n * q_n + i * q_i + p[:, None] * q_p + c[None, :].to(INDEX) * q_c
     written = (p < P)[:, None] & (c < CK)[None, :]
     if before is not None:
         total += tl.load(before + at, mask=written, other=0.0)
     tl.store(d_query + at, rounded(total, d_query.dtype.element_ty), mask=written)
 
 
-@triton.jit(do_not_specialize=["inner", "chunks"])
+@triton.jit(do_not_specialize=["lines", "chunks"])
 def _anchor_gradient(
     query, key, value, grad, before, d, normalizer, mean, scale: tl.float64,
-    inner, chunks, P, S, CK, CV,
+    lines, chunks, P, S, CK, CV,
     q_n, q_i, q_c, q_p, k_n, k_i, k_c, k_s, v_n, v_i, v_c, v_s, g_n, g_i, g_c, g_p, l_n, l_i, l_p,
     d_chunk, d_n, d_i, d_c, d_s,
     OF_KEY: tl.constexpr, SKIP_SELF: tl.constexpr, INDEX: tl.constexpr,
@@ -249,13 +246,14 @@ def _anchor_gradient(
     """
     F: tl.constexpr = tl.float64 if query.dtype.element_ty == tl.float64 else tl.float32
     C = CK if OF_KEY else CV
-    line, block, tile, chunk = _place(tl.cdiv(S, BLOCK_S), tl.cdiv(C, BLOCK_C), chunks)
-    query += _start(line, inner, q_n, q_i)
-    key += _start(line, inner, k_n, k_i)
-    value += _start(line, inner, v_n, v_i)
-    grad += _start(line, inner, g_n, g_i)
-    normalizer += _start(line, inner, l_n, l_i)
-    mean += _start(line, inner, l_n, l_i)
+    blocks = tl.cdiv(S, BLOCK_S)
+    n, i, block, tile, chunk = _place(lines, blocks, tl.cdiv(C, BLOCK_C), chunks)
+    query += n * q_n + i * q_i
+    key += n * k_n + i * k_i
+    value += n * v_n + i * v_i
+    grad += n * g_n + i * g_i
+    normalizer += n * l_n + i * l_i
+    mean += n * l_n + i * l_i
     s = (block * BLOCK_S + tl.arange(0, BLOCK_S)).to(INDEX)
     c = tile * BLOCK_C + tl.arange(0, BLOCK_C)
     total = tl.zeros((BLOCK_S, BLOCK_C), F)
@@ -273,7 +271,7 @@ def _anchor_gradient(
         total = dot(tl.trans(rounded(weights, x.dtype)), x, total)
     if OF_KEY:
         total *= tl.full((1, 1), scale, tl.float64).to(F)
-    at = _start(line, inner, d_n, d_i) + s[:, None] * d_s + c[None, :].to(INDEX) * d_c
+    at = n * d_n + i * d_i + s[:, None] * d_s + c[None, :].to(INDEX) * d_c
     at += chunk.to(tl.int64) * d_chunk
     written = (s < S)[:, None] & (c < C)[None, :]
     if before is not None:
@@ -285,25 +283,27 @@ def _anchor_gradient(
 
 
 class _Blocks(NamedTuple):
-    """Positions, anchors, channels that are summed over, channels of the result."""
+    """Positions, anchors, channels that are summed over, channels of the result; warps for them."""
 
     p: int
     s: int
     k: int
     c: int
+    num_warps: int
 
 
-def _blocks(dtype: torch.dtype, c: int) -> _Blocks:
-    """By reasoning: what 4 warps keep in registers, of a result of `c` channels."""
+def _blocks(dtype: torch.dtype, *sizes: int) -> _Blocks:
+    """By reasoning: what warps keep in registers, and no more than there is of each."""
     if INTERPRETED.value:
-        most = _Blocks(128, 64, 64, 128)
+        most = _Blocks(32, 32, 32, 64, 1)
     elif dtype == torch.float64:
-        most = _Blocks(32, 32, 16, 32)
+        most = _Blocks(32, 32, 16, 32, 4)
     elif dtype == torch.float32:
-        most = _Blocks(64, 32, 16, 64)
+        most = _Blocks(64, 32, 16, 64, 4)
     else:
-        most = _Blocks(64, 64, 64, 128)
-    return most._replace(c=min(most.c, max(16, triton.next_power_of_2(c))))
+        most = _Blocks(64, 64, 64, 128, 8)
+    padded = [max(16, triton.next_power_of_2(size)) for size in sizes]
+    return _Blocks(*map(min, most, padded), most.num_warps)
 
 
 #: Programs that fill a large GPU.
@@ -380,7 +380,9 @@ class _Lines:
         return int(min(enough, triton.cdiv(self.query.shape[3], blocks.p)))
 
     def _blocks(self, result: Tensor) -> _Blocks:
-        return _blocks(self.query.dtype, result.shape[2])
+        channels = max(self.query.shape[2], self.value.shape[2])
+        sizes = (self.query.shape[3], self.key.shape[3], channels, result.shape[2])
+        return _blocks(self.query.dtype, *sizes)
 
     def _count(self, x: Tensor, block: int) -> int:
         """Blocks of the positions of all lines."""
@@ -388,7 +390,8 @@ class _Lines:
         return int(n * lines * triton.cdiv(size, block))
 
     def _constants(self, blocks: _Blocks) -> dict[str, int]:
-        return {"BLOCK_P": blocks.p, "BLOCK_S": blocks.s, "BLOCK_K": blocks.k}
+        p, s, k, _, num_warps = blocks
+        return {"BLOCK_P": p, "BLOCK_S": s, "BLOCK_K": k, "num_warps": num_warps}
 
     def _launch(
         self,
@@ -412,7 +415,6 @@ class _Lines:
             *(stride for of_one in strides for stride in of_one),
             SKIP_SELF=self.skip_self,
             INDEX=index_dtype(*map(last_offset, everything)),
-            num_warps=4,
             **constants,
         )
 

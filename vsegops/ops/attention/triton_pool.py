@@ -12,6 +12,7 @@ The fewest bytes to move are the input's, or those of its gradient, and the anch
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -80,7 +81,9 @@ def _row_means(
 @triton.jit
 def _pool(
     means, out, C, T, H, J, S, bands, blocks,
-    LEVELS: tl.constexpr, INDEX: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_Q: tl.constexpr,
+    FRAMES: tl.constexpr, HEIGHTS: tl.constexpr, WIDTHS: tl.constexpr,
+    BANDS: tl.constexpr, COLUMNS: tl.constexpr, ANCHORS: tl.constexpr,
+    INDEX: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_Q: tl.constexpr,
 ):  # fmt: skip
     """out[n, c, s] = mean of `means` over the frames and rows of bin s.
 
@@ -91,21 +94,20 @@ def _pool(
     n = tl.program_id(0) // blocks // bands
     band = tl.program_id(0) // blocks - n * bands
     n = n.to(tl.int64)
-    index, height, width, column, anchor = band, 1, 1, 0, 0  # of the band, in its level
-    bands_before, anchors_before = 0, 0
-    for level in tl.static_range(len(LEVELS) // 4):
-        t: tl.constexpr = LEVELS[4 * level]
-        h: tl.constexpr = LEVELS[4 * level + 1]
-        w: tl.constexpr = LEVELS[4 * level + 2]
-        here = band >= bands_before  # the last level of which that holds
-        index = tl.where(here, band - bands_before, index)
-        height = tl.where(here, h, height)
-        width = tl.where(here, w, width)
-        column = tl.where(here, LEVELS[4 * level + 3], column)
-        anchor = tl.where(here, anchors_before + index * w, anchor)
-        frames = tl.where(here, t, frames) if level > 0 else t
-        bands_before += t * h
-        anchors_before += t * h * w
+    index = band
+    frames = tl.full((), FRAMES[0], tl.int32)
+    height = tl.full((), HEIGHTS[0], tl.int32)
+    width = tl.full((), WIDTHS[0], tl.int32)
+    column = tl.full((), COLUMNS[0], tl.int32)
+    anchor = tl.full((), ANCHORS[0], tl.int32)
+    for level in tl.static_range(1, len(FRAMES)):
+        if band >= BANDS[level]:  # the last level that says so has the band
+            index = band - BANDS[level]
+            frames = tl.full((), FRAMES[level], tl.int32)
+            height = tl.full((), HEIGHTS[level], tl.int32)
+            width = tl.full((), WIDTHS[level], tl.int32)
+            column = tl.full((), COLUMNS[level], tl.int32)
+            anchor = tl.full((), ANCHORS[level], tl.int32)
     first_frame, last_frame = _bins((index // height).to(INDEX), frames, T)
     first_row, last_row = _bins((index % height).to(INDEX), height, H)
     q = block * BLOCK_Q + tl.arange(0, BLOCK_Q)
@@ -121,16 +123,15 @@ def _pool(
             read = (row < last_row)[:, None] & real[None, :]
             sums += tl.sum(tl.load(means + at[:, None], mask=read, other=0.0), 0)
     count = ((last_frame - first_frame) * (last_row - first_row)).to(F)
-    out += n * C * S + channel * S + anchor + j
+    out += n * C * S + channel * S + anchor + index * width + j
     tl.store(out, rounded(sums / count, out.dtype.element_ty), mask=real)
 
 
 @triton.jit
 def _pool_backward(
-    grad, d_input, C, T, H, W, rows, columns, grad_n, grad_c, grad_s,
-    d_n, d_c, d_row, d_w,
-    LEVELS: tl.constexpr, INDEX: tl.constexpr,
-    BLOCK_C: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_J: tl.constexpr,
+    grad, d_input, C, T, H, W, rows, columns, grad_n, grad_c, grad_s, d_n, d_c, d_row, d_w,
+    FRAMES: tl.constexpr, HEIGHTS: tl.constexpr, WIDTHS: tl.constexpr, ANCHORS: tl.constexpr,
+    INDEX: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_J: tl.constexpr,
 ):  # fmt: skip
     """d_input[n, c, t, h, w] = sum of grad[n, c, s] / (size of s) over the bins s that cover it."""
     F: tl.constexpr = tl.float64 if grad.dtype.element_ty == tl.float64 else tl.float32
@@ -141,28 +142,24 @@ def _pool_backward(
     real = channel < C
     grad += n * grad_n + (channel.to(INDEX) * grad_c)[:, None]
     d = tl.zeros((BLOCK_C, BLOCK_W), F)
-    anchor = 0
-    for level in tl.static_range(len(LEVELS) // 4):
-        frames: tl.constexpr = LEVELS[4 * level]
-        height: tl.constexpr = LEVELS[4 * level + 1]
-        width: tl.constexpr = LEVELS[4 * level + 2]
-        first_frame, last_frame = _bins((row // H).to(INDEX), T, frames)
-        first_row, last_row = _bins((row % H).to(INDEX), H, height)
-        for start in range(0, width, BLOCK_J):
+    for level in tl.static_range(len(FRAMES)):
+        first_frame, last_frame = _bins((row // H).to(INDEX), T, FRAMES[level])
+        first_row, last_row = _bins((row % H).to(INDEX), H, HEIGHTS[level])
+        for start in range(0, WIDTHS[level], BLOCK_J):
             j = start + tl.arange(0, BLOCK_J)
-            read = real[:, None] & (j < width)[None, :]
+            read = real[:, None] & (j < WIDTHS[level])[None, :]
             sums = tl.zeros((BLOCK_C, BLOCK_J), F)
             for t in range(first_frame, last_frame):
-                t0, t1 = _bins(t, frames, T)
+                t0, t1 = _bins(t, FRAMES[level], T)
                 for h in range(first_row, last_row):
-                    h0, h1 = _bins(h, height, H)
-                    at = (anchor + (t * height + h) * width + j).to(INDEX) * grad_s
-                    g = tl.load(grad + at[None, :], mask=read, other=0.0).to(F)
+                    h0, h1 = _bins(h, HEIGHTS[level], H)
+                    anchor = ANCHORS[level] + (t * HEIGHTS[level] + h) * WIDTHS[level] + j
+                    at = (anchor * grad_s)[None, :]
+                    g = tl.load(grad + at, mask=read, other=0.0).to(F)
                     sums += g / ((t1 - t0) * (h1 - h0)).to(F)
-            first, last = _bins(j.to(INDEX), width, W)
+            first, last = _bins(j.to(INDEX), WIDTHS[level], W)
             inside = (first[:, None] <= w[None, :]) & (w[None, :] < last[:, None])
             d = dot(sums / (last - first).to(F)[None, :], inside.to(F), d)
-        anchor += frames * height * width
     d_input += n * d_n + row.to(INDEX) * d_row + (channel.to(INDEX) * d_c)[:, None]
     d = rounded(d, d_input.dtype.element_ty)
     tl.store(d_input + (w * d_w)[None, :], d, mask=real[:, None] & (w < W)[None, :])
@@ -172,30 +169,43 @@ def _pool_backward(
 
 
 class _Pyramid(NamedTuple):
-    """What is pooled, `[N, C, T, H, W]`, and the levels.
-
-    Attributes:
-        widths: the distinct numbers of columns.
-        levels: (t, h, w, first of its columns among those of all widths) of each level, flat.
-    """
+    """What is pooled, `[N, C, T, H, W]`, and its levels: of each one the bins along each dimension,
+    and what comes before it: bands (of `t * h` in each level), columns of other widths, anchors."""
 
     t: int
     h: int
     w: int
+    frames: tuple[int, ...]
+    heights: tuple[int, ...]
     widths: tuple[int, ...]
-    levels: tuple[int, ...]
+    bands: tuple[int, ...]
+    columns: tuple[int, ...]
+    anchors: tuple[int, ...]
 
     @property
-    def bands(self) -> int:
-        return sum(t * h for t, h in zip(self.levels[::4], self.levels[1::4], strict=True))
+    def distinct(self) -> tuple[int, ...]:
+        """The widths, each once."""
+        return tuple(dict.fromkeys(self.widths))
+
+    @property
+    def all_bands(self) -> int:
+        return self.bands[-1] + self.frames[-1] * self.heights[-1]
 
 
 def _pyramid(shape: Sequence[int], sizes: Sequence[int]) -> _Pyramid:
-    volume = (1, *shape[2:])[-3:]
+    t, h, w = (1, *shape[2:])[-3:]
     levels = [(1, *level)[-3:] for level in levels_of(sizes, len(shape) - 2)]
-    widths = tuple(dict.fromkeys(w for _, _, w in levels))
-    first = {w: sum(widths[:i]) for i, w in enumerate(widths)}
-    return _Pyramid(*volume, widths, tuple(x for level in levels for x in (*level, first[level[2]])))
+    frames, heights, widths = zip(*levels, strict=True)
+    distinct = list(dict.fromkeys(widths))
+    column = {w: sum(distinct[:i]) for i, w in enumerate(distinct)}
+    bands = [0, *accumulate(i * j for i, j, _ in levels)]
+    anchors = [0, *accumulate(i * j * k for i, j, k in levels)]
+    return _Pyramid(
+        *(t, h, w, frames, heights, widths),
+        bands=tuple(bands[:-1]),
+        columns=tuple(column[w] for w in widths),
+        anchors=tuple(anchors[:-1]),
+    )
 
 
 def _strides(x: Tensor) -> tuple[int, int, int, int]:
@@ -219,7 +229,7 @@ def pyramid_pool(input: Tensor, sizes: Sequence[int]) -> Tensor:
     if out.numel() == 0:
         return out
     input = dense(input, layout_of(input))
-    rows, columns = pyramid.t * pyramid.h, sum(pyramid.widths)
+    rows, columns = pyramid.t * pyramid.h, sum(pyramid.distinct)
     means = input.new_empty(n, rows, c, columns, dtype=_compute(input.dtype))
     index = index_dtype(
         input[0].numel(), means[0].numel(), out[0].numel(), pyramid.w * (max(pyramid.widths) + 1)
@@ -230,21 +240,25 @@ def pyramid_pool(input: Tensor, sizes: Sequence[int]) -> Tensor:
         n * rows * triton.cdiv(c, block_c),
         *(input, means, c, rows, pyramid.w, columns),
         *_strides(input),
-        WIDTHS=pyramid.widths,
+        WIDTHS=pyramid.distinct,
         INDEX=index,
         BLOCK_C=block_c,
         BLOCK_W=_block(pyramid.w, 32),
         BLOCK_J=_block(columns, 32),
         num_warps=4,
     )
-    widest = max(pyramid.levels[2::4])
     block_q = 1024 if INTERPRETED.value else 128
-    blocks = triton.cdiv(c * widest, block_q)
+    blocks, bands = triton.cdiv(c * max(pyramid.widths), block_q), pyramid.all_bands
     launch(
         _pool,
-        n * pyramid.bands * blocks,
-        *(means, out, c, pyramid.t, pyramid.h, columns, anchors, pyramid.bands, blocks),
-        LEVELS=pyramid.levels,
+        n * bands * blocks,
+        *(means, out, c, pyramid.t, pyramid.h, columns, anchors, bands, blocks),
+        FRAMES=pyramid.frames,
+        HEIGHTS=pyramid.heights,
+        WIDTHS=pyramid.widths,
+        BANDS=pyramid.bands,
+        COLUMNS=pyramid.columns,
+        ANCHORS=pyramid.anchors,
         INDEX=index,
         BLOCK_R=16,
         BLOCK_Q=block_q,
@@ -265,7 +279,7 @@ def pyramid_pool_backward(
         return d_input
     n, c = shape[:2]
     pyramid = _pyramid(shape, sizes)
-    block_c, block_w = _block(c, 32), _block(pyramid.w, 64)
+    block_c, block_w = _block(c, 32), _block(pyramid.w, 32)
     columns = triton.cdiv(pyramid.w, block_w)
     rows = pyramid.t * pyramid.h * columns
     launch(
@@ -274,11 +288,14 @@ def pyramid_pool_backward(
         *(grad, d_input, c, pyramid.t, pyramid.h, pyramid.w, rows, columns),
         *grad.stride(),
         *_strides(d_input),
-        LEVELS=pyramid.levels,
+        FRAMES=pyramid.frames,
+        HEIGHTS=pyramid.heights,
+        WIDTHS=pyramid.widths,
+        ANCHORS=pyramid.anchors,
         INDEX=index_dtype(d_input[0].numel(), last_offset(grad), max(shape) * (max(sizes) + 1)),
         BLOCK_C=block_c,
         BLOCK_W=block_w,
-        BLOCK_J=_block(max(pyramid.widths), 32),
+        BLOCK_J=_block(max(pyramid.widths), 16),
         num_warps=4,
     )
     return d_input
