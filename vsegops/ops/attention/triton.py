@@ -299,9 +299,9 @@ def _blocks(dtype: torch.dtype, *sizes: int) -> _Blocks:
     elif dtype == torch.float64:
         most = _Blocks(32, 32, 16, 32, 4)
     elif dtype == torch.float32:
-        most = _Blocks(64, 32, 16, 64, 4)
+        most = _Blocks(64, 32, 16, 64, 8)
     else:
-        most = _Blocks(64, 64, 64, 128, 8)
+        most = _Blocks(64, 64, 32, 128, 8)
     padded = [max(16, triton.next_power_of_2(size)) for size in sizes]
     return _Blocks(*map(min, most, padded), most.num_warps)
 

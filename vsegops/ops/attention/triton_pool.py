@@ -3,8 +3,8 @@
 The forward is two kernels. The first reads the input, once, and writes the means of each row over
 the column bins of all levels: a product with a matrix that is made where it is used, of zeros and
 ones. The second averages these, some tenth of the input, over rows and frames. The backward is one
-kernel: a program gathers the gradients of the bins that cover its row and spreads them along it by
-the matrix transposed, so that each output is written once, without atomics.
+kernel: each pixel gathers the gradients of the bins that cover it, few of each level, so that each
+output is written once, without atomics.
 
 The fewest bytes to move are the input's, or those of its gradient, and the anchors'.
 """
@@ -131,7 +131,7 @@ def _pool(
 def _pool_backward(
     grad, d_input, C, T, H, W, rows, columns, grad_n, grad_c, grad_s, d_n, d_c, d_row, d_w,
     FRAMES: tl.constexpr, HEIGHTS: tl.constexpr, WIDTHS: tl.constexpr, ANCHORS: tl.constexpr,
-    INDEX: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_J: tl.constexpr,
+    INDEX: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
     """d_input[n, c, t, h, w] = sum of grad[n, c, s] / (size of s) over the bins s that cover it."""
     F: tl.constexpr = tl.float64 if grad.dtype.element_ty == tl.float64 else tl.float32
@@ -145,21 +145,18 @@ def _pool_backward(
     for level in tl.static_range(len(FRAMES)):
         first_frame, last_frame = _bins((row // H).to(INDEX), T, FRAMES[level])
         first_row, last_row = _bins((row % H).to(INDEX), H, HEIGHTS[level])
-        for start in range(0, WIDTHS[level], BLOCK_J):
-            j = start + tl.arange(0, BLOCK_J)
-            read = real[:, None] & (j < WIDTHS[level])[None, :]
-            sums = tl.zeros((BLOCK_C, BLOCK_J), F)
-            for t in range(first_frame, last_frame):
-                t0, t1 = _bins(t, FRAMES[level], T)
-                for h in range(first_row, last_row):
-                    h0, h1 = _bins(h, HEIGHTS[level], H)
-                    anchor = ANCHORS[level] + (t * HEIGHTS[level] + h) * WIDTHS[level] + j
-                    at = (anchor * grad_s)[None, :]
-                    g = tl.load(grad + at, mask=read, other=0.0).to(F)
-                    sums += g / ((t1 - t0) * (h1 - h0)).to(F)
-            first, last = _bins(j.to(INDEX), WIDTHS[level], W)
-            inside = (first[:, None] <= w[None, :]) & (w[None, :] < last[:, None])
-            d = dot(sums / (last - first).to(F)[None, :], inside.to(F), d)
+        first, last = _bins(w, W, WIDTHS[level])
+        for t in range(first_frame, last_frame):
+            t0, t1 = _bins(t, FRAMES[level], T)
+            for h in range(first_row, last_row):
+                h0, h1 = _bins(h, HEIGHTS[level], H)
+                band = ANCHORS[level] + (t * HEIGHTS[level] + h) * WIDTHS[level]
+                for also in range(0, (WIDTHS[level] + W - 1) // W + 1):
+                    j = first + also
+                    w0, w1 = _bins(j, WIDTHS[level], W)
+                    read = real[:, None] & ((j < last) & (w < W))[None, :]
+                    g = tl.load(grad + ((band + j) * grad_s)[None, :], mask=read, other=0.0)
+                    d += g.to(F) / ((t1 - t0) * (h1 - h0) * (w1 - w0)).to(F)[None, :]
     d_input += n * d_n + row.to(INDEX) * d_row + (channel.to(INDEX) * d_c)[:, None]
     d = rounded(d, d_input.dtype.element_ty)
     tl.store(d_input + (w * d_w)[None, :], d, mask=real[:, None] & (w < W)[None, :])
@@ -213,8 +210,8 @@ def _strides(x: Tensor) -> tuple[int, int, int, int]:
     return x.stride(0), x.stride(1), x.stride(-2), x.stride(-1)
 
 
-def _block(size: int, most: int, least: int = 16) -> int:
-    return int(min(max(triton.next_power_of_2(size), least), most))
+def _block(size: int, most: int) -> int:
+    return int(min(max(triton.next_power_of_2(size), 16), most))
 
 
 def _compute(dtype: torch.dtype) -> torch.dtype:
@@ -278,8 +275,10 @@ def pyramid_pool_backward(
     if d_input.numel() == 0:
         return d_input
     n, c = shape[:2]
+    if channels_last:  # neighbouring lanes hold neighbouring channels
+        grad = grad.mT.contiguous().mT
     pyramid = _pyramid(shape, sizes)
-    block_c, block_w = _block(c, 32), _block(pyramid.w, 32)
+    block_c, block_w = _block(c, 16), _block(pyramid.w, 64)
     columns = triton.cdiv(pyramid.w, block_w)
     rows = pyramid.t * pyramid.h * columns
     launch(
@@ -295,7 +294,6 @@ def pyramid_pool_backward(
         INDEX=index_dtype(d_input[0].numel(), last_offset(grad), max(shape) * (max(sizes) + 1)),
         BLOCK_C=block_c,
         BLOCK_W=block_w,
-        BLOCK_J=_block(max(pyramid.widths), 16),
         num_warps=4,
     )
     return d_input
