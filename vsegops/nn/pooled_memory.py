@@ -71,7 +71,8 @@ class PooledMemory(nn.Module):
             return pooled
         n, channels = kept.shape[:2]
         _checks.check_tensor(name, frame, (n, channels, "H", "W"), like=kept)
-        return torch.cat((kept[:, :, kept.shape[2] + 1 - self.frames :], pooled), 2)
+        going = max(kept.shape[2] + 1 - self.frames, 0)
+        return torch.cat((kept[:, :, going:], pooled), 2)
 
     def read(self) -> tuple[Tensor, Tensor]:
         """The anchors of the memory, keys `[N, Ck, S]` and values `[N, Cv, S]`."""

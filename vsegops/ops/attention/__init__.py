@@ -155,9 +155,9 @@ def criss_cross_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
     Example:
         >>> import torch, vsegops
-        >>> query, value = torch.zeros(1, 8, 2, 2), torch.arange(4.0).reshape(1, 1, 2, 2)
-        >>> vsegops.criss_cross_attention(query, query, value).round(decimals=4).flatten().tolist()
-        [1.0, 1.3333, 1.6667, 2.0]
+        >>> query, value = torch.zeros(1, 8, 2, 2), 3 * torch.arange(4.0).reshape(1, 1, 2, 2)
+        >>> vsegops.criss_cross_attention(query, query, value).round().flatten().tolist()
+        [3.0, 4.0, 5.0, 6.0]
     """
     _check("query", query, (4,))
     n, channels, h, w = query.shape

@@ -73,7 +73,7 @@ def _row_means(
             x = tl.load(input + (w * input_w)[None, :], mask=real[:, None] & (w < W)[None, :],
                         other=0.0)  # fmt: skip
             inside = (w[:, None] >= first[None, :]) & (w[:, None] < end[None, :])
-            sums = dot(x, inside.to(x.dtype), sums)
+            sums = dot(x, tl.where(inside, 1.0, 0.0).to(x.dtype), sums)
         width = tl.maximum(end - first, 1).to(F)
         tl.store(means + j[None, :], sums / width[None, :], mask=real[:, None] & (j < J)[None, :])
 
