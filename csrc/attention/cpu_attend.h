@@ -69,15 +69,6 @@ int64_t matrix_bytes(int64_t rows, int64_t columns) {
   return whole_tiles(rows) * pitch_of<F>(columns) * sizeof(F) + 64;
 }
 
-template <typename F>
-void scale_all(const Matrix<F>& x, int64_t rows, int64_t columns, F factor) {
-  for (int64_t i = 0; i < rows; ++i) {
-    for (int64_t j = 0; j < columns; j += kLanes<F>) {
-      store(load(x.row(i) + j) * factor, x.row(i) + j);
-    }
-  }
-}
-
 template <typename T>
 void attend(const Attention<T>& call, const Context& context) {
   using F = compute_t<T>;
@@ -247,8 +238,8 @@ void attend_backward(const AttentionBackward<T>& call, const Context& context) {
   const int64_t tile = 2 * kTileWidth<F>, block = std::min(anchors, kBackwardBlock);
   const int64_t tiles = ceil_div(pixels, tile);
   // The sums of all chunks take at most some times the memory of query and gradient.
-  const int64_t most = std::min({ceil_div(kMostChunks, std::max<int64_t>(1, images)), tiles,
-                                 4 * pixels / anchors});
+  const int64_t most =
+      std::min({ceil_div(kMostChunks, std::max<int64_t>(1, images)), tiles, 4 * pixels / anchors});
   const int64_t chunks = tiles == 0 ? 0 : std::max<int64_t>(1, most);
   const int64_t key_pitch = pitch_of<F>(ck), value_pitch = pitch_of<F>(cv);
   const int64_t key_step = call.d_key.data ? whole_tiles(anchors) * key_pitch : 0;

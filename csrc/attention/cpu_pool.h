@@ -16,8 +16,8 @@
 namespace vsegops::attention {
 namespace {
 
-constexpr int64_t kStrip = 32;      // so many elements are added up without compensation
-constexpr int64_t kBinBlock = 64;   // bins that are transposed at a time
+constexpr int64_t kStrip = 32;     // so many elements are added up without compensation
+constexpr int64_t kBinBlock = 64;  // bins that are transposed at a time
 
 // A dimension, divided at the borders of the bins of all levels.
 class Division {
@@ -249,33 +249,34 @@ void pool(const Pool<T>& call, const Context& context) {
   const int64_t bands = divisions.bands(), cells = divisions.cells(), across = divisions.w.cells();
   const T* const end = input.data + input.n * input.c * input.size;
   std::optional<Tensor> held;
-  F* const sums = kept_scratch<F, Division>(input.n * groups.count * cells * groups.width(),
-                                            context, &held);
+  F* const sums =
+      kept_scratch<F, Division>(input.n * groups.count * cells * groups.width(), context, &held);
 
-  torch::stable::parallel_for(0, input.n * groups.count * bands, 1, [&](int64_t first,
-                                                                        int64_t last) {
-    const int64_t pitch = pitch_of<F>(call.pyramid.w), of_band = across * groups.vectors;
-    Arena arena(n * pitch * sizeof(F) + of_band * sizeof(Compensated<F>) + 2 * 64);
-    const Matrix<F> columns{arena.take<F>(n * pitch), pitch};
-    Compensated<F>* const total = arena.take<Compensated<F>>(of_band);
-    for (int64_t i = first; i < last; ++i) {
-      const int64_t image = i / bands / groups.count;
-      const int64_t c = i / bands % groups.count * groups.width();
-      const int64_t channels = std::min(groups.width(), input.c - c);
-      const T* const x = input.data + image * input.stride_n + c * input.stride_c;
-      const Band band(divisions, i % bands);
-      std::fill_n(total, of_band, Compensated<F>());
-      if (input.stride == 1) {
-        add_planes(call.pyramid, divisions, band, x, end, input.stride_c, channels, columns, total);
-      } else {
-        with_vectors(groups.vectors, [&](auto vectors) {
-          add_pixels<vectors()>(call.pyramid, divisions, band, x, end, input.stride, channels,
-                                total);
-        });
-      }
-      for (int64_t k = 0; k < of_band; ++k) store(total[k].sum, sums + (i * of_band + k) * n);
-    }
-  });
+  torch::stable::parallel_for(
+      0, input.n * groups.count * bands, 1, [&](int64_t first, int64_t last) {
+        const int64_t pitch = pitch_of<F>(call.pyramid.w), of_band = across * groups.vectors;
+        Arena arena(n * pitch * sizeof(F) + of_band * sizeof(Compensated<F>) + 2 * 64);
+        const Matrix<F> columns{arena.take<F>(n * pitch), pitch};
+        Compensated<F>* const total = arena.take<Compensated<F>>(of_band);
+        for (int64_t i = first; i < last; ++i) {
+          const int64_t image = i / bands / groups.count;
+          const int64_t c = i / bands % groups.count * groups.width();
+          const int64_t channels = std::min(groups.width(), input.c - c);
+          const T* const x = input.data + image * input.stride_n + c * input.stride_c;
+          const Band band(divisions, i % bands);
+          std::fill_n(total, of_band, Compensated<F>());
+          if (input.stride == 1) {
+            add_planes(call.pyramid, divisions, band, x, end, input.stride_c, channels, columns,
+                       total);
+          } else {
+            with_vectors(groups.vectors, [&](auto vectors) {
+              add_pixels<vectors()>(call.pyramid, divisions, band, x, end, input.stride, channels,
+                                    total);
+            });
+          }
+          for (int64_t k = 0; k < of_band; ++k) store(total[k].sum, sums + (i * of_band + k) * n);
+        }
+      });
 
   torch::stable::parallel_for(0, input.n * groups.count, 1, [&](int64_t first, int64_t last) {
     const int64_t width = groups.width();
@@ -284,9 +285,9 @@ void pool(const Pool<T>& call, const Context& context) {
     for (int64_t i = first; i < last; ++i) {
       const int64_t c = i % groups.count * width;
       const F* const group = sums + i * cells * width;
-      const Strided<T> out{call.out.data + i / groups.count * call.out.stride_n +
-                               c * call.out.stride_c,
-                           call.out.stride, call.out.stride_c};
+      const Strided<T> out{
+          call.out.data + i / groups.count * call.out.stride_n + c * call.out.stride_c,
+          call.out.stride, call.out.stride_c};
       int64_t bins = 0;
       const auto flush = [&](int64_t count) {
         store_matrix(means, count, std::min(width, input.c - c), out.from(bins - count, 0));
@@ -337,7 +338,8 @@ void write_planes(const Pyramid& of, const Divisions& divisions, const Band& ban
   constexpr int n = kLanes<F>;
   for (int64_t cell = 0; cell < divisions.w.cells(); ++cell) {
     const Vector<F> value = load(cells + cell * n);
-    for (int64_t i = divisions.w[cell]; i < divisions.w[cell + 1]; ++i) store(value, pixels + i * n);
+    for (int64_t i = divisions.w[cell]; i < divisions.w[cell + 1]; ++i)
+      store(value, pixels + i * n);
   }
   load_matrix(Strided<const F>{pixels, 1, n}, channels, of.w, rows);
   for (int64_t c = 0; c < channels; ++c) {
@@ -387,8 +389,8 @@ void pool_backward(const PoolBackward<T>& call, const Context& context) {
   const int64_t bands = divisions.bands(), cells = divisions.cells(), across = divisions.w.cells();
   const int64_t width = groups.width(), anchors = call.grad.size;
   std::optional<Tensor> held;
-  F* const values = kept_scratch<F, Division>(d_input.n * groups.count * cells * width, context,
-                                              &held);
+  F* const values =
+      kept_scratch<F, Division>(d_input.n * groups.count * cells * width, context, &held);
 
   torch::stable::parallel_for(0, d_input.n * groups.count, 1, [&](int64_t first, int64_t last) {
     Arena arena(kBinBlock * width * sizeof(F));
@@ -397,9 +399,9 @@ void pool_backward(const PoolBackward<T>& call, const Context& context) {
       const int64_t c = i % groups.count * width;
       F* const group = values + i * cells * width;
       std::fill_n(group, cells * width, F(0));
-      const Strided<const T> grad{call.grad.data + i / groups.count * call.grad.stride_n +
-                                      c * call.grad.stride_c,
-                                  call.grad.stride, call.grad.stride_c};
+      const Strided<const T> grad{
+          call.grad.data + i / groups.count * call.grad.stride_n + c * call.grad.stride_c,
+          call.grad.stride, call.grad.stride_c};
       int64_t bins = 0;
       for (const Bin& bin : divisions.bins) {
         if (bins % kBinBlock == 0) {
@@ -420,33 +422,32 @@ void pool_backward(const PoolBackward<T>& call, const Context& context) {
     }
   });
 
-  const bool streamed =
-      d_input.n * d_input.c * d_input.size * int64_t(sizeof(T)) >= kStreamBytes;
-  torch::stable::parallel_for(0, d_input.n * groups.count * bands, 1, [&](int64_t first,
-                                                                          int64_t last) {
-    const int64_t columns = call.pyramid.w, pitch = pitch_of<F>(columns + n);
-    Arena arena((columns * n + n * pitch) * sizeof(F) + 2 * 64);
-    F* const pixels = arena.take<F>(columns * n);
-    const Matrix<F> rows{arena.take<F>(n * pitch), pitch};
-    for (int64_t i = first; i < last; ++i) {
-      const int64_t c = i / bands % groups.count * width;
-      const int64_t channels = std::min(width, d_input.c - c);
-      T* const to = d_input.data + i / bands / groups.count * d_input.stride_n +
-                    c * d_input.stride_c;
-      const F* const from = values + i * across * width;
-      const Band band(divisions, i % bands);
-      if (d_input.stride == 1) {
-        write_planes(call.pyramid, divisions, band, from, channels, to, d_input.stride_c, pixels,
-                     rows, streamed);
-      } else {
-        with_vectors(groups.vectors, [&](auto vectors) {
-          write_pixels<vectors()>(call.pyramid, divisions, band, from, channels, to, d_input.stride,
-                                  streamed);
-        });
-      }
-    }
-    if (streamed) stream_fence();
-  });
+  const bool streamed = d_input.n * d_input.c * d_input.size * int64_t(sizeof(T)) >= kStreamBytes;
+  torch::stable::parallel_for(
+      0, d_input.n * groups.count * bands, 1, [&](int64_t first, int64_t last) {
+        const int64_t columns = call.pyramid.w, pitch = pitch_of<F>(columns + n);
+        Arena arena((columns * n + n * pitch) * sizeof(F) + 2 * 64);
+        F* const pixels = arena.take<F>(columns * n);
+        const Matrix<F> rows{arena.take<F>(n * pitch), pitch};
+        for (int64_t i = first; i < last; ++i) {
+          const int64_t c = i / bands % groups.count * width;
+          const int64_t channels = std::min(width, d_input.c - c);
+          T* const to =
+              d_input.data + i / bands / groups.count * d_input.stride_n + c * d_input.stride_c;
+          const F* const from = values + i * across * width;
+          const Band band(divisions, i % bands);
+          if (d_input.stride == 1) {
+            write_planes(call.pyramid, divisions, band, from, channels, to, d_input.stride_c,
+                         pixels, rows, streamed);
+          } else {
+            with_vectors(groups.vectors, [&](auto vectors) {
+              write_pixels<vectors()>(call.pyramid, divisions, band, from, channels, to,
+                                      d_input.stride, streamed);
+            });
+          }
+        }
+        if (streamed) stream_fence();
+      });
 }
 
 }  // namespace

@@ -131,5 +131,14 @@ void scale_columns(const Matrix<F>& x, int64_t rows, int64_t columns, const F* f
   }
 }
 
+template <typename F>
+void scale_all(const Matrix<F>& x, int64_t rows, int64_t columns, F factor) {
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t j = 0; j < columns; j += kLanes<F>) {
+      store(load(x.row(i) + j) * factor, x.row(i) + j);
+    }
+  }
+}
+
 }  // namespace
 }  // namespace vsegops::attention

@@ -2,11 +2,12 @@
 //
 //   C (+)= A B      C: rows x width, A: rows x depth, B: depth x width
 //
-// C is computed in tiles of kTileRows x kTileWidth<F>, held in registers: for each step of the depth
-// a few vectors of B, and elements of A that are spread over all lanes. (AVX-512: 8 + 3 loads for
-// 24 multiply-adds.) B and C are row-major. Matrices in scratch memory have room for whole tiles:
-// C has rows up to a multiple of kTileRows, and A may be read that far; B and C have columns up to
-// a whole vector. What stands in the surplus of A's rows and B's columns reaches nothing else.
+// C is computed in tiles of kTileRows x kTileWidth<F>, held in registers: for each step of the
+// depth a few vectors of B, and elements of A that are spread over all lanes. (AVX-512: 8 + 3 loads
+// for 24 multiply-adds.) B and C are row-major. Matrices in scratch memory have room for whole
+// tiles: C has rows up to a multiple of kTileRows, and A may be read that far; B and C have columns
+// up to a whole vector. What stands in the surplus of A's rows and B's columns reaches nothing
+// else.
 #pragma once
 
 #include <algorithm>
@@ -140,9 +141,7 @@ struct Strided {
   T* data;
   int64_t row, column;
 
-  Strided from(int64_t i, int64_t j) const {
-    return {data + i * row + j * column, row, column};
-  }
+  Strided from(int64_t i, int64_t j) const { return {data + i * row + j * column, row, column}; }
 };
 
 // `count` elements, and zeros.
