@@ -80,7 +80,7 @@ struct Panels {
 };
 
 template <int V, typename A, typename F>
-void multiply_tile(const A& a, const F* rows, int64_t depth, const Matrix<F>& b, const Matrix<F>& c,
+void multiply_tile(const A a, const F* rows, int64_t depth, const Matrix<F> b, const Matrix<F> c,
                    bool add) {
   constexpr int n = kLanes<F>;
   Vector<F> sum[kTileRows][V] = {};
@@ -93,7 +93,7 @@ void multiply_tile(const A& a, const F* rows, int64_t depth, const Matrix<F>& b,
     for (int v = 0; v < V; ++v) right[v] = load(from + v * n);
 #pragma GCC unroll 8
     for (int i = 0; i < kTileRows; ++i) {
-      const Vector<F> left = Vector<F>{} + *a.at(rows, i, k);
+      const F left = *a.at(rows, i, k);
 #pragma GCC unroll 4
       for (int v = 0; v < V; ++v) sum[i][v] += left * right[v];
     }
