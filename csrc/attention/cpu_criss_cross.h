@@ -1,10 +1,10 @@
 // Criss-cross attention on a CPU: P pixels over H + W positions are P (H + W) (Ck + Cv)
-// multiply-adds forward. Backward they are half as many again for rows, and for columns twice that,
-// since logits and the gradients of weights are needed before and after the softmax is known:
-// P (W + 2 H) (Ck + Cv), and P (H + W) (2 Ck + Cv) for the gradients. Compute bounds both.
+// multiply-adds forward. Backward, logits and the gradients of weights are needed before and after
+// the softmax is known: P (2 W + H) (Ck + Cv), and P (H + W) (2 Ck + Cv) for the gradients. Compute
+// bounds both.
 //
 // Along a line, pixels and positions are the same, and their map stays in the caches: positions are
-// its rows. What the softmax knows of a pixel's column is kept, and its row completes it.
+// its rows. What the softmax knows of a pixel's row is kept, and its column completes it.
 #pragma once
 
 #include "attention.h"
@@ -83,26 +83,26 @@ class LineWorker {
     softmax_.clear(width_);
   }
 
-  // Columns: `sums` become those of exp(logit - largest) * value.
+  // Rows: `sums` become those of exp(logit - largest) * value.
   void begin(const Bundle& lines, const Images<F>& sums) const {
     correlate(lines, of_.key, of_.query, weights_);
     for (int64_t i = 0; i < lines.count; ++i) {
       softmax_.clear(width_);
-      set_diagonal(weights_[i], -std::numeric_limits<F>::infinity());
       exponentiate(weights_[i], length_, width_, softmax_, factor_);
-      set_diagonal(weights_[i], 0);
       known_.store(lines, i, softmax_);
     }
     spread(lines, to_pixels(weights_), of_.value, Images<const F>(), nullptr, sums);
   }
 
-  // Rows: from what the columns have left to the output.
+  // Columns: from what the rows have left to the output.
   void complete(const Bundle& lines, const Images<F>& sums, const Images<T>& out) const {
     correlate(lines, of_.key, of_.query, weights_);
     for (int64_t i = 0; i < lines.count; ++i) {
       F* const factor = factor_ + i * width_;
       known_.load(lines, i, softmax_);
+      exclude(weights_[i]);
       exponentiate(weights_[i], length_, width_, softmax_, factor);
+      set_diagonal(weights_[i], 0);
       for (int64_t p = 0; p < width_; ++p) {
         softmax_.sum[p] = 1 / softmax_.sum[p];
         factor[p] *= softmax_.sum[p];
@@ -116,9 +116,7 @@ class LineWorker {
   void compare(const Bundle& lines) const {
     correlate(lines, of_.key, of_.query, weights_);
     if (columns_) {
-      for (int64_t i = 0; i < lines.count; ++i) {
-        set_diagonal(weights_[i], -std::numeric_limits<F>::infinity());
-      }
+      for (int64_t i = 0; i < lines.count; ++i) exclude(weights_[i]);
     }
     if (d_weights_.data) correlate(lines, of_.value, of_.grad, d_weights_);
   }
@@ -153,6 +151,9 @@ class LineWorker {
 
  private:
   // A pixel's column does not have the pixel itself.
+  void exclude(const Matrix<F>& logits) const {
+    set_diagonal(logits, -std::numeric_limits<F>::infinity());
+  }
   void set_diagonal(const Matrix<F>& map, F value) const {
     for (int64_t i = 0; i < length_; ++i) map.row(i)[i] = value;
   }
@@ -255,9 +256,9 @@ void criss_cross(const CrissCross<T>& call, const Context& context) {
   const Images<F> sums = sums_of<F>(call.out, last, &memory);
   const Images<T> out(call.out, last);
   const CrissCrossImages<T> of(call);
-  for_lines(call.query, true, last, of, known, false, context,
-            [&](const auto& worker, const Bundle& lines) { worker.begin(lines, sums); });
   for_lines(call.query, false, last, of, known, false, context,
+            [&](const auto& worker, const Bundle& lines) { worker.begin(lines, sums); });
+  for_lines(call.query, true, last, of, known, false, context,
             [&](const auto& worker, const Bundle& lines) { worker.complete(lines, sums, out); });
 }
 
@@ -285,16 +286,16 @@ void criss_cross_backward(const CrissCrossBackward<T>& call, const Context& cont
   const auto for_direction = [&](bool columns, const auto& run) {
     for_lines(call.query, columns, last, of, known, scores, context, run);
   };
-  for_direction(true, [&](const auto& worker, const Bundle& lines) {
+  for_direction(false, [&](const auto& worker, const Bundle& lines) {
     worker.compare(lines);
     worker.survey(lines);
   });
-  for_direction(false, [&](const auto& worker, const Bundle& lines) {
+  for_direction(true, [&](const auto& worker, const Bundle& lines) {
     worker.compare(lines);
     worker.survey(lines);
     worker.differentiate(lines, {}, sums);
   });
-  for_direction(true, [&](const auto& worker, const Bundle& lines) {
+  for_direction(false, [&](const auto& worker, const Bundle& lines) {
     worker.compare(lines);
     worker.differentiate(lines, sums, gradients);
   });

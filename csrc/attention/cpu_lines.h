@@ -10,7 +10,8 @@
 namespace vsegops::attention {
 namespace {
 
-constexpr int64_t kChunk = 64;  // channels
+constexpr int64_t kPositionsAhead = 2;  // are fetched, where a position has few of each channel
+constexpr int64_t kChunk = 256;  // channels
 
 // The lines of an image along one direction; steps count pixels.
 struct Direction {
@@ -132,6 +133,11 @@ struct Bundle {
     T* const data = at(x, c);
     if (count == 1) return run(Strided<T>{data, along, x.channel}, direction.length, 0);
     for (int64_t i = 0; i < direction.length; ++i) {
+      const T* const ahead = data + (i + kPositionsAhead) * along;
+      for (int64_t k = 0; k < channels; ++k) {
+        __builtin_prefetch(ahead + k * x.channel);
+        __builtin_prefetch(ahead + k * x.channel + count - 1);
+      }
       run(Strided<T>{data + i * along, across, x.channel}, count, i);
     }
   }

@@ -149,6 +149,11 @@ template <typename T, typename F = compute_t<std::remove_const_t<T>>>
 Vector<F> load_some(const T* from, int64_t count) {
   constexpr int n = kLanes<F>;
   if (count >= n) return load(from);
+#if defined(__AVX512F__)
+  const uint32_t mask = (1u << count) - 1;
+  if constexpr (std::is_same_v<T, float>) return (Vector<F>)_mm512_maskz_loadu_ps(mask, from);
+  if constexpr (std::is_same_v<T, double>) return (Vector<F>)_mm512_maskz_loadu_pd(mask, from);
+#endif
   F some[n] = {};
   for (int64_t i = 0; i < count; ++i) some[i] = widen(from[i]);
   return load(some);
@@ -158,6 +163,11 @@ template <typename F, typename T>
 void store_some(Vector<F> x, T* to, int64_t count) {
   constexpr int n = kLanes<F>;
   if (count >= n) return store(x, to);
+#if defined(__AVX512F__)
+  const uint32_t mask = (1u << count) - 1;
+  if constexpr (std::is_same_v<T, float>) return _mm512_mask_storeu_ps(to, mask, (__m512)x);
+  if constexpr (std::is_same_v<T, double>) return _mm512_mask_storeu_pd(to, mask, (__m512d)x);
+#endif
   F some[n];
   store(x, some);
   for (int64_t i = 0; i < count; ++i) narrow(some[i], to + i);
@@ -174,8 +184,8 @@ void load_matrix(const Strided<const T>& from, int64_t rows, int64_t columns, co
       }
     }
   } else if (from.row == 1) {
-    for (int64_t i = 0; i < rows; i += n) {
-      for (int64_t j = 0; j < columns; j += n) {
+    for (int64_t j = 0; j < columns; j += n) {
+      for (int64_t i = 0; i < rows; i += n) {
         Vector<F> block[n];
         for (int k = 0; k < n; ++k) {
           block[k] = j + k < columns ? load_some(from.data + i + (j + k) * from.column, rows - i)
@@ -216,9 +226,9 @@ void store_matrix(const Matrix<F>& from, int64_t rows, int64_t columns, const St
       }
     }
   } else if (to.row == 1) {
-    for (int64_t i = 0; i < rows; i += n) {
-      const int64_t count = std::min<int64_t>(n, rows - i);
-      for (int64_t j = 0; j < columns; j += n) {
+    for (int64_t j = 0; j < columns; j += n) {
+      for (int64_t i = 0; i < rows; i += n) {
+        const int64_t count = std::min<int64_t>(n, rows - i);
         Vector<F> block[n] = {};
         for (int k = 0; k < count; ++k) block[k] = load(from.row(i + k) + j);
         transpose<F>(block);
