@@ -186,14 +186,25 @@ void load_matrix(const Strided<const T>& from, int64_t rows, int64_t columns, co
   } else if (from.row == 1) {
     for (int64_t j = 0; j < columns; j += n) {
       for (int64_t i = 0; i < rows; i += n) {
+        const T* const at = from.data + i + j * from.column;
         Vector<F> block[n];
-        for (int k = 0; k < n; ++k) {
-          block[k] = j + k < columns ? load_some(from.data + i + (j + k) * from.column, rows - i)
-                                     : Vector<F>{};
+        if (i + n <= rows && j + n <= columns) {
+#pragma GCC unroll 16
+          for (int k = 0; k < n; ++k) block[k] = load(at + k * from.column);
+        } else {
+          for (int k = 0; k < n; ++k) {
+            const bool inside = j + k < columns;
+            block[k] = inside ? load_some(at + k * from.column, rows - i) : Vector<F>{};
+          }
         }
         transpose<F>(block);
-        const int64_t count = std::min<int64_t>(n, rows - i);
-        for (int k = 0; k < count; ++k) store(block[k], to.row(i + k) + j);
+        F* const row = to.row(i) + j;
+        if (i + n <= rows) {
+#pragma GCC unroll 16
+          for (int k = 0; k < n; ++k) store(block[k], row + k * to.stride);
+        } else {
+          for (int k = 0; k < rows - i; ++k) store(block[k], row + k * to.stride);
+        }
       }
     }
   } else {
@@ -229,11 +240,18 @@ void store_matrix(const Matrix<F>& from, int64_t rows, int64_t columns, const St
     for (int64_t j = 0; j < columns; j += n) {
       for (int64_t i = 0; i < rows; i += n) {
         const int64_t count = std::min<int64_t>(n, rows - i);
-        Vector<F> block[n] = {};
-        for (int k = 0; k < count; ++k) block[k] = load(from.row(i + k) + j);
+        Vector<F> block[n];
+#pragma GCC unroll 16
+        for (int k = 0; k < n; ++k) {
+          block[k] = load(from.row(i + std::min<int64_t>(k, count - 1)) + j);
+        }
         transpose<F>(block);
-        for (int k = 0; k < n && j + k < columns; ++k) {
-          write(block[k], to.data + i + (j + k) * to.column, count);
+        T* const at = to.data + i + j * to.column;
+        if (count == n && j + n <= columns) {
+#pragma GCC unroll 16
+          for (int k = 0; k < n; ++k) write(block[k], at + k * to.column, n);
+        } else {
+          for (int k = 0; k < n && j + k < columns; ++k) write(block[k], at + k * to.column, count);
         }
       }
     }
