@@ -11,7 +11,7 @@ namespace vsegops::attention {
 namespace {
 
 constexpr int64_t kPositionsAhead = 2;  // are fetched, where a position has few of each channel
-constexpr int64_t kChunk = 256;  // channels
+constexpr int64_t kChunk = 256;         // channels
 
 // The lines of an image along one direction; steps count pixels.
 struct Direction {

@@ -16,8 +16,9 @@
 namespace vsegops::attention {
 namespace {
 
-constexpr int64_t kStrip = 32;     // so many elements are added up without compensation
-constexpr int64_t kBinBlock = 64;  // bins that are transposed at a time
+constexpr int64_t kStrip = 32;       // so many elements are added up without compensation
+constexpr int64_t kPixelsAhead = 8;  // are fetched
+constexpr int64_t kBinBlock = 64;    // bins that are transposed at a time
 
 // A dimension, divided at the borders of the bins of all levels.
 class Division {
@@ -116,8 +117,8 @@ struct Groups {
 
   template <typename T>
   explicit Groups(const Columns<T>& x) : channels(x.c) {
-    // Planes are transposed, a vector of them; otherwise longer runs are better.
-    vectors = x.stride == 1 ? 1 : std::min<int64_t>(4, ceil_div(x.c, kLanes<F>));
+    // Planes are transposed, a vector of them; otherwise the longer the runs, the better.
+    vectors = x.stride == 1 ? 1 : std::min<int64_t>(32, ceil_div(x.c, kLanes<F>));
     count = ceil_div(channels, width());
   }
   int64_t width() const { return vectors * kLanes<F>; }
@@ -199,44 +200,51 @@ void add_planes(const Pyramid& of, const Divisions& divisions, const Band& band,
   });
 }
 
-// The same for V vectors of channels that stand side by side.
-template <int V, typename T, typename F>
+// Calls `run(V, v)` for the V vectors from v on, at most four of `vectors`.
+template <typename Run>
+void for_vectors(int64_t vectors, const Run& run) {
+  int64_t v = 0;
+  for (; v + 4 <= vectors; v += 4) run(std::integral_constant<int, 4>(), v);
+  if (vectors - v == 1) run(std::integral_constant<int, 1>(), v);
+  if (vectors - v == 2) run(std::integral_constant<int, 2>(), v);
+  if (vectors - v == 3) run(std::integral_constant<int, 3>(), v);
+}
+
+// The same where channels stand side by side, `step` from pixel to pixel; cells are `pitch` vectors
+// apart.
+template <typename T, typename F>
 void add_pixels(const Pyramid& of, const Divisions& divisions, const Band& band, const T* x,
-                const T* end, int64_t step, int64_t channels, Compensated<F>* cells) {
+                const T* end, int64_t step, int64_t channels, int64_t pitch,
+                Compensated<F>* cells) {
   constexpr int n = kLanes<F>;
+  const int64_t vectors = ceil_div(channels, n);
   band.for_strips(of, [&](const int64_t* rows, int64_t count) {
     for (int64_t r = 0; r < count; ++r) {
       const T* const row = x + rows[r] * step;
       // (The last vector may reach into the next pixel.)
-      const bool inside = end - row >= (of.w - 1) * step + V * n;
-      for (int64_t cell = 0; cell < divisions.w.cells(); ++cell) {
-        int64_t i = divisions.w[cell];
-        while (i < divisions.w[cell + 1]) {
-          const int64_t stop = std::min(i + kStrip, divisions.w[cell + 1]);
+      const bool inside = end - row >= (of.w - 1) * step + vectors * n;
+      for (int64_t cell = 0, i = 0; i < of.w;) {
+        const int64_t stop = std::min(i + kStrip, divisions.w[cell + 1]);
+        for_vectors(vectors, [&](auto some, int64_t first) {
+          constexpr int V = some();
           Vector<F> sum[V] = {};
-          for (; i < stop; ++i) {
-            const T* const pixel = row + i * step;
+          for (int64_t k = i; k < stop; ++k) {
+            const T* const from = row + k * step + first * n;
 #pragma GCC unroll 4
             for (int v = 0; v < V; ++v) {
-              __builtin_prefetch(pixel + v * n + 16 * step);
-              sum[v] += inside ? load(pixel + v * n) : load_some(pixel + v * n, channels - v * n);
+              __builtin_prefetch(from + v * n + kPixelsAhead * step);
+              sum[v] +=
+                  inside ? load(from + v * n) : load_some(from + v * n, channels - (first + v) * n);
             }
           }
 #pragma GCC unroll 4
-          for (int v = 0; v < V; ++v) cells[cell * V + v].add(sum[v]);
-        }
+          for (int v = 0; v < V; ++v) cells[cell * pitch + first + v].add(sum[v]);
+        });
+        i = stop;
+        cell += i == divisions.w[cell + 1];
       }
     }
   });
-}
-
-// Calls `run` with a constant of 1 to 4.
-template <typename Run>
-void with_vectors(int64_t vectors, const Run& run) {
-  if (vectors == 1) run(std::integral_constant<int, 1>());
-  if (vectors == 2) run(std::integral_constant<int, 2>());
-  if (vectors == 3) run(std::integral_constant<int, 3>());
-  if (vectors == 4) run(std::integral_constant<int, 4>());
 }
 
 template <typename T>
@@ -269,10 +277,8 @@ void pool(const Pool<T>& call, const Context& context) {
             add_planes(call.pyramid, divisions, band, x, end, input.stride_c, channels, columns,
                        total);
           } else {
-            with_vectors(groups.vectors, [&](auto vectors) {
-              add_pixels<vectors()>(call.pyramid, divisions, band, x, end, input.stride, channels,
-                                    total);
-            });
+            add_pixels(call.pyramid, divisions, band, x, end, input.stride, channels,
+                       groups.vectors, total);
           }
           for (int64_t k = 0; k < of_band; ++k) store(total[k].sum, sums + (i * of_band + k) * n);
         }
@@ -352,27 +358,26 @@ void write_planes(const Pyramid& of, const Divisions& divisions, const Band& ban
   }
 }
 
-template <int V, typename T, typename F>
+template <typename T, typename F>
 void write_pixels(const Pyramid& of, const Divisions& divisions, const Band& band, const F* cells,
-                  int64_t channels, T* to, int64_t step, bool streamed) {
+                  int64_t pitch, int64_t channels, T* to, int64_t step, bool streamed) {
   constexpr int n = kLanes<F>;
+  const int64_t vectors = ceil_div(channels, n);
   streamed = streamed && is_aligned(to) && step * sizeof(T) % kVectorBytes == 0;
   band.for_strips(of, [&](const int64_t* rows, int64_t count) {
     for (int64_t r = 0; r < count; ++r) {
-      for (int64_t cell = 0; cell < divisions.w.cells(); ++cell) {
-        Vector<F> value[V];
-        for (int v = 0; v < V; ++v) value[v] = load(cells + (cell * V + v) * n);
-        for (int64_t i = divisions.w[cell]; i < divisions.w[cell + 1]; ++i) {
-          T* const pixel = to + (rows[r] + i) * step;
-          for (int v = 0; v < V; ++v) {
-            if constexpr (std::is_same_v<T, F>) {
-              if (streamed && channels >= (v + 1) * n) {
-                stream<F>(value[v], pixel + v * n);
-                continue;
-              }
+      for (int64_t cell = 0, i = 0; i < of.w; ++i) {
+        cell += i == divisions.w[cell + 1];
+        T* const pixel = to + (rows[r] + i) * step;
+        for (int64_t v = 0; v < vectors; ++v) {
+          const Vector<F> value = load(cells + (cell * pitch + v) * n);
+          if constexpr (std::is_same_v<T, F>) {
+            if (streamed && (v + 1) * n <= channels) {
+              stream<F>(value, pixel + v * n);
+              continue;
             }
-            store_some<F>(value[v], pixel + v * n, channels - v * n);
           }
+          store_some<F>(value, pixel + v * n, channels - v * n);
         }
       }
     }
@@ -440,10 +445,8 @@ void pool_backward(const PoolBackward<T>& call, const Context& context) {
             write_planes(call.pyramid, divisions, band, from, channels, to, d_input.stride_c,
                          pixels, rows, streamed);
           } else {
-            with_vectors(groups.vectors, [&](auto vectors) {
-              write_pixels<vectors()>(call.pyramid, divisions, band, from, channels, to,
-                                      d_input.stride, streamed);
-            });
+            write_pixels(call.pyramid, divisions, band, from, groups.vectors, channels, to,
+                         d_input.stride, streamed);
           }
         }
         if (streamed) stream_fence();
