@@ -82,8 +82,9 @@ void attend(const Attention<T>& call, const Context& context) {
   const Packed<F> value = pack_all(call.value, Rows::kChannels, memory + keys);
 
   const int64_t block = std::min(anchors, kForwardBlock);
-  // Wider where the blocks do not stay in the caches from tile to tile.
-  const int64_t tile = anchors <= kForwardBlock ? kTileWidth<F> : 4 * kTileWidth<F>;
+  // The wider, the longer the runs in memory, as long as every thread has some tiles.
+  const int64_t share = call.query.n * pixels / (2 * torch::stable::get_num_threads());
+  const int64_t tile = std::clamp<int64_t>(share / kTileWidth<F>, 1, 4) * kTileWidth<F>;
   const int64_t tiles = ceil_div(pixels, tile);
   const bool streamed = call.out.n * call.out.c * pixels * int64_t(sizeof(T)) >= kStreamBytes;
   torch::stable::parallel_for(0, call.query.n * tiles, 1, [&](int64_t first, int64_t last) {

@@ -123,6 +123,7 @@ void for_panels(int64_t width, const Run& run) {
   if (rest == kTileVectors) run(std::integral_constant<int, kTileVectors>(), j);
 }
 
+// C (+)= A B, adding if `add`.
 template <typename A, typename F>
 void multiply(const A& a, int64_t rows, int64_t depth, const Matrix<F>& b, int64_t width,
               const Matrix<F>& c, bool add) {
