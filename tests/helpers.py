@@ -109,13 +109,16 @@ def cases(spec: OperatorSpec, target: Target) -> Iterator[tuple[str, Make]]:
 
 
 def representatives(spec: OperatorSpec, target: Target) -> Iterator[tuple[str, Make]]:
-    """One case for each choice of code: of words, flags, absent tensors. Two when interpreted."""
+    """One case for each choice of code: of words, flags, absent tensors, ranks of tensors.
+
+    Two when interpreted.
+    """
     seen: set[Any] = set()
     for case in spec.cases:
         choice = tuple(
-            (name, value)
+            (name, value.dim() if isinstance(value, Tensor) else value)
             for name, value in sorted(case.make(Maker()).items())
-            if value is None or isinstance(value, (str, bool))
+            if value is None or isinstance(value, (str, bool, Tensor))
         )
         enough = target.interpreted and len(seen) == 2
         if choice not in seen and not enough and not _is_large(case):
@@ -304,6 +307,7 @@ def assert_close(
     *,
     error: float,
     roundings: int = 1,
+    rounded_inside: bool = False,
     flips: float = 0.0,
     least: float = 0.0,
     instead: Callable[[], Iterable[Tensor]] = tuple,
@@ -315,6 +319,7 @@ def assert_close(
         error: largest difference allowed, over the largest truth: what float32 arithmetic may
             cost. For float64 `FLOAT64_ERROR` takes its place.
         roundings: a float16 or bfloat16 value may be off by so many roundings besides.
+        rounded_inside: of the largest truth, not of the value itself.
         flips: share of elements that may differ by anything, because a rounding flipped a choice.
             They must differ both ways: the sum of n random signs stays below 4 sqrt(n).
         least: the largest truth counts as at least this: where it may cancel to nothing.
@@ -322,14 +327,21 @@ def assert_close(
     """
     assert actual.shape == truth.shape, f"{what}: {list(actual.shape)}, not {list(truth.shape)}"
     value, exact = actual.detach().double().cpu(), truth.detach().double().cpu()
-    bound = _bound(exact, actual.dtype, error, roundings, least)
+    bound_of = partial(
+        _bound,
+        dtype=actual.dtype,
+        error=error,
+        roundings=roundings,
+        rounded_inside=rounded_inside,
+        least=least,
+    )
+    bound = bound_of(exact)
     outside = ~((value - exact).abs() <= bound)  # NaN is outside
     if not outside.any():
         return
     for other in instead():
         other = other.double().cpu()
-        bound_there = _bound(other, actual.dtype, error, roundings, least)
-        outside &= ~((value - other).abs() <= bound_there)
+        outside &= ~((value - other).abs() <= bound_of(other))
     difference = torch.where(outside, value - exact, 0.0)
     share = outside.double().mean().item()
     worst = (difference.abs() / bound.clamp(min=1e-300)).nan_to_num(torch.inf).argmax()
@@ -342,16 +354,23 @@ def assert_close(
     assert difference.sum().abs() <= 4 * difference.norm(), f"{what}: the flips are biased"
 
 
-def _bound(exact: Tensor, dtype: torch.dtype, error: float, roundings: int, least: float) -> Tensor:
+def _bound(
+    exact: Tensor,
+    dtype: torch.dtype,
+    error: float,
+    roundings: int,
+    rounded_inside: bool,
+    least: float,
+) -> Tensor:
     """How far each element may be from the truth."""
     if not dtype.is_floating_point or exact.numel() == 0:
         return torch.zeros_like(exact)
-    allowed = (FLOAT64_ERROR if dtype == torch.float64 else error) * exact.abs().max().clamp(
-        min=least
-    )
+    largest = exact.abs().max().clamp(min=least)
+    allowed = (FLOAT64_ERROR if dtype == torch.float64 else error) * largest
     if dtype not in (torch.float16, torch.bfloat16):
         return allowed.expand_as(exact)
-    rounded = (exact.abs() + allowed).clamp(min=torch.finfo(dtype).tiny)  # the step's least size
+    magnitude = largest.expand_as(exact) if rounded_inside else exact.abs()
+    rounded = (magnitude + allowed).clamp(min=torch.finfo(dtype).tiny)  # the step's least size
     return allowed + roundings * ROUNDING[dtype] * rounded
 
 
@@ -390,7 +409,13 @@ def assert_agrees(
         cotangent = cotangent_of(result.output)
     truth = truth_of(spec, arguments, wanted, cotangent)
     others = cache(lambda: [truth_of(spec, a, wanted, cotangent) for a in _moved(arguments)])
-    compare = partial(assert_close, roundings=spec.roundings, flips=spec.flips, least=least)
+    compare = partial(
+        assert_close,
+        roundings=spec.roundings,
+        rounded_inside=spec.rounded_inside,
+        flips=spec.flips,
+        least=least,
+    )
     forward, backward = spec.float32_error
     compare(
         result.output,

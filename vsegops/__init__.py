@@ -3,6 +3,8 @@
 from . import nn
 from ._backends import BackendStatus, backends, use_backend
 from ._version import __version__
+from .ops.attention import asymmetric_attention, criss_cross_attention, pyramid_pool
+from .ops.attention.streaming import pyramid_pool_frame, pyramid_pool_time
 from .ops.dual_warp import channel_pool, gated_dual_warp
 from .ops.guided_filter import DELAYS_3X3, DELAYS_5X5, guided_filter, label_edges
 from .ops.warp import flow_warp, warp_correct
@@ -12,13 +14,18 @@ __all__ = [
     "DELAYS_5X5",
     "BackendStatus",
     "__version__",
+    "asymmetric_attention",
     "backends",
     "channel_pool",
+    "criss_cross_attention",
     "flow_warp",
     "gated_dual_warp",
     "guided_filter",
     "label_edges",
     "nn",
+    "pyramid_pool",
+    "pyramid_pool_frame",
+    "pyramid_pool_time",
     "use_backend",
     "warp_correct",
 ]

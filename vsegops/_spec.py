@@ -49,7 +49,7 @@ class Maker:
         self._generator = torch.Generator().manual_seed(seed)
 
     def features(self, *shape: int) -> Tensor:
-        """Standard normal, in the maker's layout where there are four dimensions."""
+        """Standard normal, in the maker's layout where there are four or five dimensions."""
         return self._place(self._normal(shape), self.dtype)
 
     def regions(self, n: int, c: int, h: int, w: int, side: int = 4) -> Tensor:
@@ -71,10 +71,10 @@ class Maker:
         return torch.randn(tuple(shape), generator=self._generator, dtype=torch.float64)
 
     def _place(self, values: Tensor, dtype: torch.dtype) -> Tensor:
-        layout = torch.channels_last if self.channels_last else torch.contiguous_format
         values = values.to(dtype)
-        if values.dim() == 4:
-            values = values.contiguous(memory_format=layout)
+        layouts = {4: torch.channels_last, 5: torch.channels_last_3d} if self.channels_last else {}
+        layout = layouts.get(values.dim(), torch.contiguous_format)
+        values = values.contiguous(memory_format=layout)
         return values.to(self.device)
 
 
@@ -111,9 +111,12 @@ class OperatorSpec:
         operations: likewise the floating point operations to be done.
         differentiable: names of the tensor arguments that get a gradient.
         refused: bad calls beyond what the contract test derives from the signature.
-        roundings: a float16 or bfloat16 output may differ by so many roundings.
+        roundings: a float16 or bfloat16 output may differ by so many roundings of its own.
+        rounded_inside: what such an output is summed of was rounded as well: the roundings are of
+            the largest output then, of which another may be a small rest.
         float32_error: largest error over largest truth, (forward, backward).
         flips: share of outputs that may differ, where a rounding may flip a choice (floor, argmax).
+        scratch: bytes that a forward may allocate beside its output.
     """
 
     name: str
@@ -126,8 +129,10 @@ class OperatorSpec:
     differentiable: Sequence[str]
     refused: Sequence[Refused] = ()
     roundings: int = 1
+    rounded_inside: bool = False
     float32_error: tuple[float, float] = (2e-6, 2e-5)
     flips: float = 0.0
+    scratch: Callable[[Mapping[str, Any]], int] = lambda _: 0
 
     def truth(self, arguments: Mapping[str, Any]) -> Any:
         """The result in float64, by the reference outside the dispatcher: differentiable."""

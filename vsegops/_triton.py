@@ -174,6 +174,15 @@ def rounded(x, dtype: tl.constexpr):
     return x.to(dtype)
 
 
+@triton.jit
+def dot(a, b, total):
+    """total + a @ b, on tensor cores for half precision. (The interpreter has none of bfloat16.)"""
+    if INTERPRETED and a.dtype == tl.bfloat16:
+        a = a.to(tl.float32)
+        b = b.to(tl.float32)
+    return tl.dot(a, b, total, input_precision="ieee", out_dtype=total.dtype)
+
+
 # --- positions ---------------------------------------------------------------------------------
 
 

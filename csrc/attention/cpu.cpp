@@ -1,21 +1,5 @@
-// The attention kernels for a CPU.
-#include "../common/cpu.h"
-
-#include "attention.h"
-
-namespace vsegops::attention {
-template <typename T>
-void pool(const Pool<T>&, const Context&) {}
-template <typename T>
-void pool_backward(const PoolBackward<T>&, const Context&) {}
-template <typename T>
-void attend(const Attention<T>&, const Context&) {}
-template <typename T>
-void attend_backward(const AttentionBackward<T>&, const Context&) {}
-template <typename T>
-void criss_cross(const CrissCross<T>&, const Context&) {}
-template <typename T>
-void criss_cross_backward(const CrissCrossBackward<T>&, const Context&) {}
-}  // namespace vsegops::attention
-
+// The attention family on a CPU.
+#include "cpu_attend.h"
+#include "cpu_criss_cross.h"
+#include "cpu_pool.h"
 #include "operators.h"

@@ -119,19 +119,6 @@ constexpr bool stands_as_panel(bool channels_last) {
   return std::is_same_v<T, F> && channels_last;
 }
 
-// Memory that a thread keeps from call to call, unless it is much.
-template <typename F, typename Tag>
-F* kept_scratch(int64_t elements, const Context& context, std::optional<Tensor>* held) {
-  constexpr int64_t spare = 64 / sizeof(F);  // to begin at a line of the cache
-  F* memory;
-  if (elements * int64_t(sizeof(F)) <= kKeptScratch) {
-    memory = thread_scratch<F, Tag>(elements + spare);
-  } else {
-    held->emplace(context.scratch(elements + spare, &memory));
-  }
-  return memory + (64 - reinterpret_cast<uintptr_t>(memory) % 64) % 64 / sizeof(F);
-}
-
 // An image of a source, and its gradient, which may be absent, as the source may be where its
 // values are not needed. In turn: `survey` for all tiles; then for each panel `open`, `enter` for
 // all tiles, `close`.

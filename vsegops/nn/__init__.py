@@ -4,8 +4,21 @@ Parameters have the names of the published implementations, so that `load_state_
 matching part of a published checkpoint.
 """
 
+from .attention import AFNB, APNB, ChannelAttention, CrissCrossAttention, TemporalMemoryAttention
 from .flow_align import FlowAlign, GatedDualFlowAlign
 from .guided_filter import GuidedSpatiallyVaryingConv
+from .pooled_memory import PooledMemory
 from .pyramid_pooling import PyramidPooling
 
-__all__ = ["FlowAlign", "GatedDualFlowAlign", "GuidedSpatiallyVaryingConv", "PyramidPooling"]
+__all__ = [
+    "AFNB",
+    "APNB",
+    "ChannelAttention",
+    "CrissCrossAttention",
+    "FlowAlign",
+    "GatedDualFlowAlign",
+    "GuidedSpatiallyVaryingConv",
+    "PooledMemory",
+    "PyramidPooling",
+    "TemporalMemoryAttention",
+]
