@@ -103,6 +103,9 @@ constexpr int64_t kGridLimit = 65535;  // of blocks along y and z
 
 // As many threads as the largest chips run at once: 132 to 160 multiprocessors of 2048.
 constexpr int64_t kManyThreads = 1 << 18;
+constexpr int64_t kManyBlocks = 2 * 132;  // blocks of much shared memory: two a multiprocessor
+
+constexpr size_t kSharedUnasked = 48 << 10;  // bytes that a block gets without being asked for
 
 #if defined(__CUDACC__)
 // The dynamic shared memory of the block.
@@ -116,6 +119,10 @@ __device__ __forceinline__ T* dynamic_shared() {
 template <typename... P>
 void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, void* stream,
             const std::type_identity_t<P>&... args) {
+  if (shared_bytes > kSharedUnasked) {  // (an error shows at the launch)
+    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                         static_cast<int>(shared_bytes));
+  }
   kernel<<<grid, block, shared_bytes, static_cast<cudaStream_t>(stream)>>>(args...);
   const cudaError_t status = cudaGetLastError();
   if (status == cudaSuccess) return;
