@@ -1,11 +1,7 @@
 // The dense head's kernels for a CPU.
-#include "../common/cpu.h"
-
-#include "dense_head.h"
+#include "cpu_argmax.h"
 
 namespace vsegops::dense_head {
-template <typename T, typename F>
-void argmax(const Argmax<T, F>&, const Context&) {}
 template <typename T, typename F>
 void loss(const LossForward<T, F>&, const Context&) {}
 template <typename T, typename F>
