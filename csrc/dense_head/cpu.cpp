@@ -1,11 +1,5 @@
 // The dense head's kernels for a CPU.
 #include "cpu_argmax.h"
-
-namespace vsegops::dense_head {
-template <typename T, typename F>
-void loss(const LossForward<T, F>&, const Context&) {}
-template <typename T, typename F>
-void loss_backward(const LossBackward<T, F>&, const Context&) {}
-}  // namespace vsegops::dense_head
-
+#include "cpu_loss.h"
+#include "cpu_loss_backward.h"
 #include "operators.h"

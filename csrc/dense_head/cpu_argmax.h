@@ -94,17 +94,7 @@ void find_confidence(const ArgmaxScratch<F>& cells, int64_t classes, F y, const 
   for (int k = 0; k < P; ++k) store(1 / sum[k], confidence + k * kLanes<F>);
 }
 
-// Phases by lanes to the columns of a row.
-template <int P, typename F, typename T>
-void scatter_columns(const Chunk<F>& chunk, const T* from, T* row) {
-  for (int i = 0; i < kLanes<F>; ++i) {
-    T* const to = row + chunk.begin(i);
-    const int count = chunk.count(i, P);
-    for (int k = 0; k < count; ++k) to[k] = from[k * kLanes<F> + i];
-  }
-}
-
-// The same for labels of a byte: four at a time. What is written past the end of a cell belongs to
+// Labels of a byte, to the columns of a row: four at a time. What is written past the end of a cell belongs to
 // the cells to its right, which are written later: chunks and words go to the left, lanes and
 // vectors of cells to the right.
 template <int P, typename F>
@@ -120,8 +110,8 @@ VSEGOPS_HD void store_bytes(const Chunk<F>& chunk, const index_t<Vector<F>>* lab
   }
   for (int w = words; w-- > 0;) {
     for (int i = 0; i < n; ++i) {
-      const int32_t x = chunk.begin(i) + 4 * w;
-      if (chunk.count(i, P) <= 4 * w) continue;
+      const int32_t x = chunk.begin[i] + 4 * w;
+      if (chunk.count[i] <= 4 * w) continue;
       if (x + 4 <= width) {
         std::memcpy(row + x, bytes + w * n + i, 4);
       } else {
@@ -146,12 +136,12 @@ void label_cells(const Argmax<T, F>& call, int64_t n, int32_t first_row, int32_t
       } else {
         int32_t labels[P * kLanes<F>];
         for (int k = 0; k < P; ++k) store_index(best.label[k], labels + k * kLanes<F>);
-        scatter_columns<P>(chunk, labels, call.wide_labels + at);
+        scatter_columns(chunk, labels, call.wide_labels + at);
       }
       if (call.confidence) {
         F confidence[P * kLanes<F>];
         find_confidence<P>(scratch, call.logits.c, fraction, chunk, best, confidence);
-        scatter_columns<P>(chunk, confidence, call.confidence + at);
+        scatter_columns(chunk, confidence, call.confidence + at);
       }
     }
   });

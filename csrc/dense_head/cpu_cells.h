@@ -46,7 +46,6 @@ struct Cells {
   int32_t pitch;    // cells
   int32_t* first;   // [pitch + 1]: the first column of each
   F* fraction;      // [phase][pitch]; past the last phase of a cell that of its last one
-  const F step;
 
   static int32_t padded(const Axis<F>& axis) { return ceil_div(axis.source + 1, kLanes<F>) * kLanes<F>; }
   static int64_t most_phases(const Axis<F>& axis) {
@@ -59,8 +58,7 @@ struct Cells {
   Cells(Arena& arena, const Axis<F>& axis)
       : pitch(padded(axis)),
         first(arena.take<int32_t>(pitch + 1)),
-        fraction(arena.take<F>(most_phases(axis) * pitch)),
-        step(static_cast<F>(step_of(axis))) {
+        fraction(arena.take<F>(most_phases(axis) * pitch)) {
     int32_t x = 0;
     for (int32_t cell = 0; cell <= pitch; ++cell) {
       first[cell] = x;
@@ -86,17 +84,19 @@ struct Cells {
 // Some phases of kLanes cells.
 template <typename F>
 struct Chunk {
-  const Cells<F>& cells;
-  int32_t cell, phase;  // the first
+  const F* const fractions;
+  const int64_t pitch;
+  // The output columns of each lane.
+  int32_t begin[kLanes<F>], count[kLanes<F>];
 
-  VSEGOPS_HD Vector<F> fraction(int k) const {
-    return load(cells.fraction + int64_t(phase + k) * cells.pitch + cell);
+  Chunk(const Cells<F>& cells, int32_t cell, int32_t phase, int32_t phases)
+      : fractions(cells.fraction + int64_t(phase) * cells.pitch + cell), pitch(cells.pitch) {
+    for (int i = 0; i < kLanes<F>; ++i) {
+      begin[i] = cells.first[cell + i] + phase;
+      count[i] = std::clamp(cells.first[cell + i + 1] - begin[i], 0, phases);
+    }
   }
-  // The columns of a lane.
-  VSEGOPS_HD int32_t begin(int lane) const { return cells.first[cell + lane] + phase; }
-  VSEGOPS_HD int32_t count(int lane, int phases) const {
-    return std::clamp(cells.first[cell + lane + 1] - begin(lane), 0, phases);
-  }
+  VSEGOPS_HD Vector<F> fraction(int k) const { return load(fractions + k * pitch); }
 };
 
 template <int P = kPhases, typename Run>
@@ -117,8 +117,18 @@ void for_chunks(const Cells<F>& cells, int32_t cell, const Run& run) {
   }
   for (int32_t end = most; end > 0;) {
     const int32_t phase = (end - 1) / kPhases * kPhases;
-    with_count(end - phase, [&](auto phases) { run(phases, Chunk<F>{cells, cell, phase}); });
+    with_count(end - phase,
+               [&](auto phases) { run(phases, Chunk<F>(cells, cell, phase, phases)); });
     end = phase;
+  }
+}
+
+// Phases by lanes to the columns of a row.
+template <typename F, typename T>
+void scatter_columns(const Chunk<F>& chunk, const T* from, T* row) {
+  for (int i = 0; i < kLanes<F>; ++i) {
+    T* const to = row + chunk.begin[i];
+    for (int k = 0; k < chunk.count[i]; ++k) to[k] = from[k * kLanes<F> + i];
   }
 }
 
