@@ -2,7 +2,7 @@
 """The dense head in Triton: labels, losses, and their gradient at the logits' resolution.
 
 Forward, a program takes some pixels of the full resolution and walks over the classes: 4 loads
-(from the cache, where neighbours share them) and 4 multiply-adds for each. It writes a label or a
+(from the cache, where neighbours share them) and 3 interpolations for each. It writes a label or a
 loss, or adds the losses up.
 
 Backward is gathered, so that it is the same each time. A first pass writes one number a pixel,
@@ -474,7 +474,7 @@ def upsample_cross_entropy_backward(
     normalizers = logits.new_empty(target.shape, dtype=compute)
     _launch_losses(logits, target, weight, *options, normalizers=normalizers)
     rows = torch.empty((n, c, height, w), dtype=compute, device=logits.device, memory_format=layout)
-    tile = _tile(c)
+    tile = _tile(c, compute)
     constants = {
         "INDEX": _index(logits, height, width, c * height * w, last_offset(target)),
         "ALIGN_CORNERS": align_corners,
@@ -507,12 +507,12 @@ def upsample_cross_entropy_backward(
     return d_logits
 
 
-def _tile(classes: int) -> Tile:
-    """A thread has 8 classes of a pixel, or all there are, which share its positions."""
+def _tile(classes: int, compute: torch.dtype) -> Tile:
+    """A thread has 32 bytes of classes of a pixel, or all there are, which share its positions."""
     padded = triton.next_power_of_2(classes)
     if INTERPRETED.value:  # a program takes milliseconds, whatever its size
         return Tile(1024, padded, 1)
-    return Tile(64, min(padded, 8), 2)
+    return Tile(64, min(padded, 32 // compute.itemsize), 2)
 
 
 def _reach(size: int, size_out: int, align_corners: bool) -> int:
