@@ -310,7 +310,7 @@ def test_channel_pool_accesses(launched, tmp_path, wanted, layout):
         {"dtype": torch.float16, "target": torch.uint8},
         {"dtype": torch.float64, "smoothing": 0.1, "weighted": True},
         {"smoothing": 0.1, "each": True, "align_corners": True},
-        {"size": (2**14, 2**15), "source": (2**11, 2**12)},
+        {"size": (2**15, 2**16), "source": (2**12, 2**13)},
     ],
     ids=str,
 )
