@@ -395,7 +395,10 @@ def test_afnb_step_by_step(target: Target):
     (stage,) = block.stages
     low, high = image(target, 2, 32, 9, 13), image(target, 2, 48, 5, 7, seed=3)
     with torch.no_grad():
-        key, value = anchors(stage.f_key(low), block.sizes), anchors(stage.f_value(low), block.sizes)
+        key, value = (
+            anchors(stage.f_key(low), block.sizes),
+            anchors(stage.f_value(low), block.sizes),
+        )
         context = stage.W(by_hand(stage.f_query(high), key, value, 0.25))
         projected = block.conv_bn_dropout[0](torch.cat((context, high), 1))
         expected = block.conv_bn_dropout[1](projected)
@@ -478,6 +481,10 @@ def test_modules_refuse_what_does_not_fit():
     with pytest.raises(ValueError, match=r"high: expected a \[1, 24, H, W\] tensor"):
         AFNB(16, 24, 24, 8, 8)(torch.zeros(1, 16, 4, 4), torch.zeros(1, 16, 4, 4))
     memory = TemporalMemoryAttention()
-    query, value, frames = torch.zeros(1, 4, 5, 6), torch.zeros(1, 7, 5, 6), torch.zeros(2, 1, 4, 5, 6)
+    query, value, frames = (
+        torch.zeros(1, 4, 5, 6),
+        torch.zeros(1, 7, 5, 6),
+        torch.zeros(2, 1, 4, 5, 6),
+    )
     with pytest.raises(ValueError, match=r"memory_values: expected a \[2, 1, 7, 5, 6\] tensor"):
         memory(frames, frames, query, value)

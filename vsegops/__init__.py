@@ -5,6 +5,7 @@ from ._backends import BackendStatus, backends, use_backend
 from ._version import __version__
 from .ops.attention import asymmetric_attention, criss_cross_attention, pyramid_pool
 from .ops.attention.streaming import pyramid_pool_frame, pyramid_pool_time
+from .ops.dense_head import confusion_matrix, ohem, upsample_argmax, upsample_cross_entropy
 from .ops.dual_warp import channel_pool, gated_dual_warp
 from .ops.guided_filter import DELAYS_3X3, DELAYS_5X5, guided_filter, label_edges
 from .ops.warp import flow_warp, warp_correct
@@ -17,15 +18,19 @@ __all__ = [
     "asymmetric_attention",
     "backends",
     "channel_pool",
+    "confusion_matrix",
     "criss_cross_attention",
     "flow_warp",
     "gated_dual_warp",
     "guided_filter",
     "label_edges",
     "nn",
+    "ohem",
     "pyramid_pool",
     "pyramid_pool_frame",
     "pyramid_pool_time",
+    "upsample_argmax",
+    "upsample_cross_entropy",
     "use_backend",
     "warp_correct",
 ]

@@ -73,6 +73,13 @@ View<T> view(const Tensor& x) {
           x.stride(3)};
 }
 
+// The elements of a dense tensor.
+template <typename T>
+T* data(const Tensor& x) {
+  VSEGOPS_TOUCHES(T, x);
+  return static_cast<T*>(x.data_ptr());
+}
+
 // vsegops/_layout.py decides the same way: channels_last if dense in that order and not in the
 // contiguous one as well.
 inline MemoryFormat layout_of(const Tensor& x) {

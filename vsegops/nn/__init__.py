@@ -5,6 +5,11 @@ matching part of a published checkpoint.
 """
 
 from .attention import AFNB, APNB, ChannelAttention, CrissCrossAttention, TemporalMemoryAttention
+from .dense_head import (
+    ConfusionMatrix,
+    OhemUpsampleCrossEntropyLoss,
+    UpsampleCrossEntropyLoss,
+)
 from .flow_align import FlowAlign, GatedDualFlowAlign
 from .guided_filter import GuidedSpatiallyVaryingConv
 from .pooled_memory import PooledMemory
@@ -14,11 +19,14 @@ __all__ = [
     "AFNB",
     "APNB",
     "ChannelAttention",
+    "ConfusionMatrix",
     "CrissCrossAttention",
     "FlowAlign",
     "GatedDualFlowAlign",
     "GuidedSpatiallyVaryingConv",
+    "OhemUpsampleCrossEntropyLoss",
     "PooledMemory",
     "PyramidPooling",
     "TemporalMemoryAttention",
+    "UpsampleCrossEntropyLoss",
 ]
