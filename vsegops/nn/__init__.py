@@ -4,8 +4,15 @@ Parameters have the names of the published implementations, so that `load_state_
 matching part of a published checkpoint.
 """
 
+from ._operators import OperatorModule
 from .flow_align import FlowAlign, GatedDualFlowAlign
 from .guided_filter import GuidedSpatiallyVaryingConv
 from .pyramid_pooling import PyramidPooling
 
-__all__ = ["FlowAlign", "GatedDualFlowAlign", "GuidedSpatiallyVaryingConv", "PyramidPooling"]
+__all__ = [
+    "FlowAlign",
+    "GatedDualFlowAlign",
+    "GuidedSpatiallyVaryingConv",
+    "OperatorModule",
+    "PyramidPooling",
+]
