@@ -128,14 +128,16 @@ def _is_large(case: Case) -> bool:
 
 
 def enlarged(arguments: Mapping[str, Any], times: int) -> Arguments:
-    """The same call with height and width of every tensor so many times larger."""
+    """The same call with height and width of every tensor, and any `size`, so many times larger."""
 
-    def enlarge(x: Any) -> Any:
+    def enlarge(name: str, x: Any) -> Any:
+        if name == "size":
+            return tuple(times * length for length in x)
         if not isinstance(x, Tensor) or x.dim() < 3:
             return x
         return x.repeat(*[1] * (x.dim() - 2), times, times)
 
-    return {name: enlarge(x) for name, x in arguments.items()}
+    return {name: enlarge(name, x) for name, x in arguments.items()}
 
 
 def _surrounded(x: Tensor, shape: Sequence[int], *where: Any) -> Tensor:
@@ -225,8 +227,18 @@ def sfnet_warp(x: Tensor, flow: Tensor) -> Tensor:
 
 @dataclass
 class Result:
-    output: Tensor
+    outputs: tuple[Tensor, ...]
     gradients: dict[str, Tensor]
+
+    @property
+    def output(self) -> Tensor:
+        """The first; of an operator that is differentiable the only one."""
+        return self.outputs[0]
+
+
+def outputs_of(result: Any) -> tuple[Tensor, ...]:
+    """What a call returned: one tensor or several."""
+    return (result,) if isinstance(result, Tensor) else tuple(result)
 
 
 def cotangent_of(output: Tensor, seed: int = 1) -> Tensor:
@@ -237,7 +249,7 @@ def cotangent_of(output: Tensor, seed: int = 1) -> Tensor:
 
 
 def evaluate(
-    function: Callable[..., Tensor],
+    function: Callable[..., Any],
     arguments: Mapping[str, Any],
     wanted: Sequence[str] = (),
     cotangent: Tensor | None = None,
@@ -247,9 +259,10 @@ def evaluate(
         name: x.detach().requires_grad_(name in wanted) if isinstance(x, Tensor) else x
         for name, x in arguments.items()
     }
-    output = function(**leaves)
+    outputs = outputs_of(function(**leaves))
     if not wanted:
-        return Result(output, {})
+        return Result(outputs, {})
+    (output,) = outputs
     if cotangent is None:
         cotangent = cotangent_of(output)
     gradients: Sequence[Tensor | None] = [None] * len(wanted)
@@ -261,7 +274,7 @@ def evaluate(
         name: torch.zeros_like(leaves[name]) if gradient is None else gradient
         for name, gradient in zip(wanted, gradients, strict=True)
     }
-    return Result(output.detach(), found)
+    return Result((output.detach(),), found)
 
 
 def truth_of(
@@ -355,21 +368,27 @@ def _bound(exact: Tensor, dtype: torch.dtype, error: float, roundings: int, leas
     return allowed + roundings * ROUNDING[dtype] * rounded
 
 
-def _moved(arguments: Mapping[str, Any]) -> Iterator[Arguments]:
+def _moved(spec: OperatorSpec, arguments: Mapping[str, Any]) -> Iterator[Arguments]:
     """The same call with flows moved by so little that arithmetic cannot tell.
 
-    Where a position falls on a pixel, the gradient of the flow jumps, and one rounding decides.
+    Where a position falls on a pixel, the gradient of the flow jumps, and one rounding decides. An
+    operator that chooses (`flips`) is also given other features: of equal ones any may win.
     """
     exact = next(iter(tensors(arguments).values())).dtype == torch.float64
     little = 1e-13 if exact else 1e-6
-    for signs in itertools.product((-1, 0, 1), repeat=2):
+    for seed, signs in enumerate(itertools.product((-1, 0, 1), repeat=2)):
         by = little * torch.tensor(signs, dtype=torch.float64).view(1, 2, 1, 1)
-        yield {
-            name: x.double() + x.double().abs().add(1).where(x != 0, 0.0) * by.to(x.device)
-            if isinstance(x, Tensor) and "flow" in name
-            else x
-            for name, x in arguments.items()
-        }
+
+        def move(name: str, x: Any, by: Tensor = by, seed: int = seed) -> Any:
+            if not isinstance(x, Tensor) or not x.is_floating_point():
+                return x
+            if "flow" in name:
+                return x.double() + x.double().abs().add(1).where(x != 0, 0.0) * by.to(x.device)
+            if spec.flips:
+                return x.double() * (1 + little * cotangent_of(x.double(), seed))
+            return x
+
+        yield {name: move(name, x) for name, x in arguments.items()}
 
 
 def assert_agrees(
@@ -377,7 +396,7 @@ def assert_agrees(
     arguments: Mapping[str, Any],
     wanted: Sequence[str] | None = None,
     *,
-    function: Callable[..., Tensor] | None = None,
+    function: Callable[..., Any] | None = None,
     cotangent: Tensor | None = None,
     least: float = 0.0,
     what: str = "",
@@ -389,16 +408,17 @@ def assert_agrees(
     if wanted and cotangent is None:
         cotangent = cotangent_of(result.output)
     truth = truth_of(spec, arguments, wanted, cotangent)
-    others = cache(lambda: [truth_of(spec, a, wanted, cotangent) for a in _moved(arguments)])
+    others = cache(lambda: [truth_of(spec, a, wanted, cotangent) for a in _moved(spec, arguments)])
     compare = partial(assert_close, roundings=spec.roundings, flips=spec.flips, least=least)
     forward, backward = spec.float32_error
-    compare(
-        result.output,
-        truth.output,
-        error=forward,
-        instead=lambda: [other.output for other in others()],
-        what=f"{what} output",
-    )
+    for i, (output, exact) in enumerate(zip(result.outputs, truth.outputs, strict=True)):
+        compare(
+            output,
+            exact,
+            error=forward,
+            instead=lambda i=i: [other.outputs[i] for other in others()],
+            what=f"{what} output {i}",
+        )
     for name, gradient in result.gradients.items():
         assert gradient.dtype == arguments[name].dtype, f"{what} d/d{name}"
         compare(

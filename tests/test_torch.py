@@ -19,6 +19,7 @@ from helpers import (
     differentiable,
     enlarged,
     evaluate,
+    outputs_of,
     representatives,
     tensors,
 )
@@ -77,8 +78,9 @@ def assert_compiled_agrees(spec: OperatorSpec, arguments: dict, compiled, what: 
     wanted = differentiable(spec, arguments)
     eager = evaluate(spec.function, arguments, wanted)
     result = evaluate(compiled, arguments, wanted)
-    assert result.output.stride() == eager.output.stride(), what
-    assert_close(result.output, eager.output, error=0.0, roundings=0, what=what)
+    for output, expected in zip(result.outputs, eager.outputs, strict=True):
+        assert output.stride() == expected.stride(), what
+        assert_close(output, expected, error=0.0, roundings=0, what=what)
     for name in wanted:
         expected = eager.gradients[name]
         assert_close(result.gradients[name], expected, error=1e-6, what=f"{what} d/d{name}")
@@ -131,7 +133,8 @@ def test_compiled_code_follows_use_backend(spec: OperatorSpec, target: Target):
             compiled(**arguments)
         *_, graph = graphs.graphs
         nodes = [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
-        assert {name.split(".")[0] for name in nodes} == {backend.namespace}
+        ours = {name.split(".")[0] for name in nodes if name.startswith("vsegops")}
+        assert ours == {backend.namespace}
     assert len(graphs.graphs) == len(served)
 
 
@@ -182,15 +185,17 @@ def test_autocast(spec: OperatorSpec, target: Target, dtype, compiled):
         leaves = {k: x.clone().requires_grad_(k in wanted) for k, x in tensors(arguments).items()}
         operators = OperatorCalls()  # torch.compile gives up under such a mode
         with torch.autocast(target.device, dtype=dtype), nullcontext() if compiled else operators:
-            output = function(**{**arguments, **leaves})
-        assert output.dtype == by_hand.output.dtype
-        assert torch.equal(output, by_hand.output)
+            outputs = outputs_of(function(**{**arguments, **leaves}))
+        for output, expected in zip(outputs, by_hand.outputs, strict=True):
+            assert output.dtype == expected.dtype
+            assert torch.equal(output, expected)
         for operator, given in operators.calls:
             for argument, value in zip(operator._schema.arguments, given, strict=True):
                 if argument.name in leaves:
                     expected = dtype if argument.name in names else leaves[argument.name].dtype
                     assert value.dtype == expected, argument.name
         if wanted:
+            (output,) = outputs
             found = torch.autograd.grad(
                 output, [leaves[k] for k in wanted], cotangent_of(output), allow_unused=True
             )

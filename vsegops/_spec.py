@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ._register import undispatched
@@ -58,6 +59,12 @@ class Maker:
         values = values.repeat_interleave(side, 2).repeat_interleave(side, 3)
         return self._place(values[..., :h, :w], self.dtype)
 
+    def smooth(self, n: int, c: int, h: int, w: int, side: int = 8) -> Tensor:
+        """Logits as a network's: normal at every `side` pixels, and interpolated in between."""
+        coarse = self._normal((n, c, -(-h // side) + 1, -(-w // side) + 1))
+        values = F.interpolate(coarse, (h, w), mode="bilinear", align_corners=True)
+        return self._place(values, self.dtype)
+
     def unit(self, *shape: int) -> Tensor:
         """Uniform in [0, 1): gates, attention."""
         values = torch.rand(shape, generator=self._generator, dtype=torch.float64)
@@ -66,6 +73,19 @@ class Maker:
     def flow(self, n: int, h: int, w: int, magnitude: float = 3.0) -> Tensor:
         """[n, 2, h, w], each component normal with deviation `magnitude`."""
         return self._place(magnitude * self._normal((n, 2, h, w)), self.flow_dtype)
+
+    def labels(
+        self,
+        *shape: int,
+        classes: int,
+        ignored: float = 0.0,
+        ignore_index: int = 255,
+        dtype: torch.dtype = torch.int64,
+    ) -> Tensor:
+        """Uniform among the classes; a share `ignored` of them is `ignore_index`."""
+        values = torch.randint(classes, shape, generator=self._generator)
+        chance = torch.rand(shape, generator=self._generator, dtype=torch.float64)
+        return values.where(chance >= ignored, ignore_index).to(self.device, dtype)
 
     def _normal(self, shape: Sequence[int]) -> Tensor:
         return torch.randn(tuple(shape), generator=self._generator, dtype=torch.float64)

@@ -15,6 +15,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <vector>
 
 #include "macros.h"
 
@@ -72,6 +73,13 @@ View<T> view(const Tensor& x) {
           x.stride(3)};
 }
 
+// The elements of a dense tensor.
+template <typename T>
+T* data(const Tensor& x) {
+  VSEGOPS_TOUCHES(T, x);
+  return static_cast<T*>(x.data_ptr());
+}
+
 // vsegops/_layout.py decides the same way: channels_last if dense in that order and not in the
 // contiguous one as well.
 inline MemoryFormat layout_of(const Tensor& x) {
@@ -91,10 +99,10 @@ inline Tensor dense(const Tensor& x, MemoryFormat layout) {
   return is_dense ? x : torch::stable::contiguous(x, layout);
 }
 
-inline Tensor empty(const Tensor& like, std::initializer_list<int64_t> shape,
+inline Tensor empty(const Tensor& like, const std::vector<int64_t>& shape,
                     MemoryFormat layout = MemoryFormat::Contiguous,
                     std::optional<ScalarType> dtype = std::nullopt) {
-  return torch::stable::empty({shape.begin(), shape.size()}, dtype.value_or(like.scalar_type()),
+  return torch::stable::empty({shape.data(), shape.size()}, dtype.value_or(like.scalar_type()),
                               std::nullopt, like.device(), std::nullopt, layout);
 }
 
