@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -12,6 +12,8 @@ from torch import Tensor
 from vsegops import upsample_argmax
 from vsegops._checks import check_tensor, error
 from vsegops.nn import OperatorModule
+
+from .weights import entries
 
 
 @dataclass(frozen=True)
@@ -77,12 +79,12 @@ class Model(OperatorModule):
             upsample_argmax, logits, (height, width), align_corners=self.align_corners
         )
 
-    def upstream_state(self, checkpoint: dict[str, Any]) -> dict[str, Tensor]:
+    def upstream_state(self, checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
         """The entries of this model in a published file (see `load_upstream`).
 
-        Those of another layout than `{"state_dict": {name: tensor}}` override this.
+        A model whose files are laid out otherwise than `weights.entries` knows overrides this.
         """
-        return checkpoint
+        return entries(checkpoint)
 
 
 class ImageModel(Model):

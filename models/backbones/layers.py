@@ -16,12 +16,12 @@ class Backbone(nn.Module):
     Attributes:
         channels: of each level.
         strides: of each level.
-        classifier_prefixes: what the entries of the classifier begin with, in published weights.
+        unused_prefixes: what the entries of the classifier begin with, in published weights.
     """
 
     channels: Sequence[int]
     strides: Sequence[int]
-    classifier_prefixes: tuple[str, ...] = ("fc.",)
+    unused_prefixes: tuple[str, ...] = ("fc.",)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         raise NotImplementedError

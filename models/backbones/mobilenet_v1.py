@@ -29,7 +29,7 @@ EPS = 1e-3  # of Slim's normalisation
 class MobileNetV1(Backbone):
     """MobileNetV1: `Conv2d_3`, `_5`, `_11` and `_13`, 128 to 1024 channels at 1/4 to 1/32."""
 
-    classifier_prefixes = ("Logits.",)
+    unused_prefixes = ("Logits.",)
     channels = (128, 256, 512, 1024)
     strides = (4, 8, 16, 32)
     #: The separable convolutions that are handed on.

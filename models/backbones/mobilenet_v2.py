@@ -45,7 +45,7 @@ class MobileNetV2(Backbone):
             are there as well, and `classify` gives `[N, num_classes]`.
     """
 
-    classifier_prefixes = ("features.18.", "classifier.")
+    unused_prefixes = ("features.18.", "classifier.")
     channels = (24, 32, 96, 320)
     strides = (4, 8, 16, 32)
     #: The members of `features` that are handed on.
@@ -62,7 +62,7 @@ class MobileNetV2(Backbone):
         if num_classes is not None:
             blocks.append(_unit(channels, 1280, 1))
             self.classifier = nn.Sequential(nn.Dropout(0.2), nn.Linear(1280, num_classes))
-            self.classifier_prefixes = ()
+            self.unused_prefixes = ()
         self.features = nn.Sequential(*blocks)
         kaiming(self)
 

@@ -65,7 +65,7 @@ class CatBlock(nn.Module):
 class STDC(Backbone):
     """STDC-1 or STDC-2: levels of 64, 256, 512 and 1024 channels at 1/4, 1/8, 1/16 and 1/32."""
 
-    classifier_prefixes = ("conv_last.", "fc.", "bn.", "linear.")
+    unused_prefixes = ("conv_last.", "fc.", "bn.", "linear.")
     channels = (64, 256, 512, 1024)
     strides = (4, 8, 16, 32)
 
