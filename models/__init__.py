@@ -3,6 +3,7 @@
 from . import sfnet as sfnet  # registers its networks
 from .base import ImageModel, Model, Motion, Preprocess, VideoModel
 from .registry import create_model, list_models, register
+from .summary import Summary, summary
 from .weights import load_upstream
 
 __all__ = [
@@ -10,9 +11,11 @@ __all__ = [
     "Model",
     "Motion",
     "Preprocess",
+    "Summary",
     "VideoModel",
     "create_model",
     "list_models",
     "load_upstream",
     "register",
+    "summary",
 ]

@@ -75,9 +75,7 @@ class Model(OperatorModule):
     def labels(self, logits: Tensor, size: Sequence[int]) -> Tensor:
         """Logits as labels `[N, *size]`, enlarged and decided in one pass (`upsample_argmax`)."""
         height, width = size
-        return self.run(
-            upsample_argmax, logits, (height, width), align_corners=self.align_corners
-        )
+        return self.run(upsample_argmax, logits, (height, width), align_corners=self.align_corners)
 
     def upstream_state(self, checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
         """The entries of this model in a published file (see `load_upstream`).
@@ -153,8 +151,8 @@ class VideoModel(Model):
         logits, state = model.start(frame)
         logits, state = model.step(frame, state, motion)
 
-    `frame` is preprocessed, `[N, 3, H, W]`: one frame each of N videos. `state` is a `NamedTuple` of
-    tensors, whose first dimension is N: it can be moved, saved, split and put together. Whether
+    `frame` is preprocessed, `[N, 3, H, W]`: one frame each of N videos. `state` is a `NamedTuple`
+    of tensors, whose first dimension is N: it can be moved, saved, split and put together. Whether
     `motion` is needed says `motion_stride`.
 
     Attributes:
@@ -170,9 +168,7 @@ class VideoModel(Model):
         """The first frame, or any that shall not depend on those before it (a key frame)."""
         raise NotImplementedError
 
-    def step(
-        self, frame: Tensor, state: Any, motion: Motion | None = None
-    ) -> tuple[Tensor, Any]:
+    def step(self, frame: Tensor, state: Any, motion: Motion | None = None) -> tuple[Tensor, Any]:
         """The frame that follows the one that `state` came from."""
         raise NotImplementedError
 

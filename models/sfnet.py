@@ -86,8 +86,8 @@ class SFNet(_FlowNetwork):
             `"stdc1"` or `"stdc2"`. The logits have stride 4; with DF1 16, with DF2 8.
         num_classes: channels of the logits.
         width: channels of the head.
-        deep_supervision: add a classifier to each sum (`head.dsn.*`); in training the result is then
-            a pair of logits and the auxiliary ones, from the coarsest on.
+        deep_supervision: add a classifier to each sum (`head.dsn.*`); in training the result is
+            then a pair of logits and the auxiliary ones, from the coarsest on.
         warp_align_corners: False for a checkpoint from before July 2022 that was trained with the
             warp of that time (see `docs/flow-align.md`).
         pooling: the context of the coarsest level, `"concat"` (as published: `PyramidPooling`) or
@@ -122,12 +122,12 @@ class SFNet(_FlowNetwork):
 class SFNetLite(_FlowNetwork):
     """SFNet-Lite: one gated dual alignment (GD-FAM) from the coarsest map to the finest.
 
-    Paper: "SFNet: Faster and Accurate Semantic Segmentation via Semantic Flow" (IJCV 2023), tables 3
-    to 7, 10 and 11. Its operators are `gated_dual_warp` and (with `gate="pool"`) `channel_pool`, in
+    Paper: "SFNet: Faster and Accurate Semantic Segmentation via Semantic Flow" (IJCV 2023), tables
+    3 to 7, 10 and 11. Its operators are `gated_dual_warp` and (with `gate="pool"`) `channel_pool`, in
     `vsegops.nn.GatedDualFlowAlign`; `predict` runs `upsample_argmax`. The logits have stride 4.
 
-    Published files are those of SFSegNets; what they hold and never use is left out. Its constructor
-    for ResNet-101 builds SFNet; here it is the paper's network.
+    Published files are those of SFSegNets; what they hold and never use is left out. Its
+    constructor for ResNet-101 builds SFNet; here it is the paper's network.
 
     Args:
         backbone: `"resnet18"`, `"resnet101"`, `"stdc1"` or `"stdc2"`.

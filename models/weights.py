@@ -39,16 +39,14 @@ class Loaded(NamedTuple):
     initial: tuple[str, ...]
 
 
-def load_upstream(
-    model: nn.Module, source: str | os.PathLike[str] | Mapping[str, Any]
-) -> Loaded:
+def load_upstream(model: nn.Module, source: str | os.PathLike[str] | Mapping[str, Any]) -> Loaded:
     """Load a published checkpoint, all of it or nothing.
 
     Understood are files of SFSegNets, of torchvision's backbones and others (see the model's own
     documentation), entries wrapped in `{"state_dict": ...}` or `{"model": ...}`, the prefix
     `module.` of data-parallel training, names that are listed twice (STDC), and files older than
-    `num_batches_tracked`. Auxiliary heads, classifiers of backbones and whatever else inference never
-    uses may be in the file, or in the model, alone. Everything else has to fit.
+    `num_batches_tracked`. Auxiliary heads, classifiers of backbones and whatever else inference
+    never uses may be in the file, or in the model, alone. Everything else has to fit.
 
     A checkpoint of SFNet from before July 2022 may want `create_model(...,
     warp_align_corners=False)`: nothing in the file tells.
@@ -126,7 +124,9 @@ def _open(path: str | os.PathLike[str]) -> Mapping[str, Any]:
         warnings.filterwarnings("ignore", category=DeprecationWarning, module="torch")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(checkpoint, Mapping):
-        raise ValueError(f"source: expected a file with entries by name, got {describe(checkpoint)}")
+        raise ValueError(
+            f"source: expected a file with entries by name, got {describe(checkpoint)}"
+        )
     return checkpoint
 
 

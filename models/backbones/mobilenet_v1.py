@@ -1,7 +1,7 @@
 """MobileNetV1 (Howard et al., 2017).
 
-Entries have the names of its publication in TensorFlow Slim, `Conv2d_0` to `Conv2d_13_pointwise`;
-of each, `.0` is the convolution and `.1` the normalisation. (Padding is symmetric, where TensorFlow's
+Entries have the names of its publication in TensorFlow Slim, `Conv2d_0` to `Conv2d_13_pointwise`; of
+each, `.0` is the convolution and `.1` the normalisation. (Padding is symmetric, where TensorFlow's
 `SAME` pads a stride of 2 at the right and at the bottom only.)
 """
 

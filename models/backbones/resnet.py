@@ -7,7 +7,7 @@ Entries have torchvision's names. Three published arrangements are served:
 | stem | `"plain"`: 7x7/2, 64 | `"deep"`: 3x3/2, 64, 64, 128 | `"v1c"`: 3x3/2, 32, 32, 64 |
 | dilation | `"none"` | `"kept_stride"` | `"stride_8"` |
 | strides of the stages | 4, 8, 16, 32 | 4, 8, 16, 32 | 4, 8, 8, 8 |
-| dilation of the stages | 1, 1, 1, 1 | 1, 1, 2, 4 | 1, 1, 2, 4; half of it in a stage's first block |
+| dilation of the stages | 1, 1, 1, 1 | 1, 1, 2, 4 | 1, 1, 2, 4; half in a stage's first block |
 | of a basic block dilated | | its second convolution | its first convolution |
 
 Of a bottleneck the 3x3 convolution has the stride and the dilation.
@@ -103,10 +103,7 @@ def residual_stage(
     """Blocks of one width, of which the first has the stride and a dilation of its own."""
     return nn.Sequential(
         block(in_channels, width, stride, first_dilation),
-        *(
-            block(width * block.expansion, width, dilation=dilation)
-            for _ in range(blocks - 1)
-        ),
+        *(block(width * block.expansion, width, dilation=dilation) for _ in range(blocks - 1)),
     )
 
 

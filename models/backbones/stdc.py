@@ -48,9 +48,7 @@ class CatBlock(nn.Module):
         )
         self.avd_layer = self.skip = None
         if stride == 2:
-            self.avd_layer = nn.Sequential(
-                *conv_bn(half, half, 3, 2, groups=half, activation=None)
-            )
+            self.avd_layer = nn.Sequential(*conv_bn(half, half, 3, 2, groups=half, activation=None))
             self.skip = nn.AvgPool2d(3, 2, 1)
 
     def forward(self, x: Tensor) -> Tensor:

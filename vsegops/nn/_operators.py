@@ -28,8 +28,8 @@ class OperatorModule(nn.Module):
         """Run this module and those inside by the operators, or by PyTorch's own calls alone.
 
         The latter is what one writes without this library, the baseline of the benchmarks: it shows
-        what the operators bring, checks them, and holds nothing but what any exporter knows. Weights
-        and results are the same (up to rounding).
+        what the operators bring, checks them, and holds nothing but what any exporter knows.
+        Weights and results are the same (up to rounding).
 
         Args:
             use: False takes the operators away, True brings them back.
