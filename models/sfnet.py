@@ -123,8 +123,8 @@ class SFNetLite(_FlowNetwork):
     """SFNet-Lite: one gated dual alignment (GD-FAM) from the coarsest map to the finest.
 
     Paper: "SFNet: Faster and Accurate Semantic Segmentation via Semantic Flow" (IJCV 2023), tables
-    3 to 7, 10 and 11. Its operators are `gated_dual_warp` and (with `gate="pool"`) `channel_pool`, in
-    `vsegops.nn.GatedDualFlowAlign`; `predict` runs `upsample_argmax`. The logits have stride 4.
+    3 to 7, 10 and 11. Its operators are `gated_dual_warp` and (with `gate="pool"`) `channel_pool`,
+    in `vsegops.nn.GatedDualFlowAlign`; `predict` runs `upsample_argmax`. The logits have stride 4.
 
     Published files are those of SFSegNets; what they hold and never use is left out. Its
     constructor for ResNet-101 builds SFNet; here it is the paper's network.

@@ -198,7 +198,7 @@ def test_classifier():
 
 
 @pytest.mark.parametrize("name", REPRESENTATIVES)
-def test_batches_layouts_precisions_and_compiled_code_agree(name):
+def test_batches_layouts_precisions_and_copies_agree(name):
     model, x = build(name), images(2)
     with torch.no_grad():
         expected = model(x)
@@ -208,13 +208,20 @@ def test_batches_layouts_precisions_and_compiled_code_agree(name):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             half = model(x)
         assert half.dtype == torch.bfloat16
-        assert_close(half.float(), expected, error=0.1)
+        assert (half - expected).square().mean() < 0.05**2 * expected.square().mean()
+        for again in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+            assert torch.equal(again(x), last(x))
+
+
+@pytest.mark.parametrize("name", ["sfnet_df1", "sfnet_lite_stdc1"])
+def test_compiles(name):
+    model, x = build(name), images()
+    with torch.no_grad():
+        expected = model(x)
         for operators in (True, False):
             model.use_operators(operators)
             compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
             assert_close(compiled(x), expected, error=1e-4)
-        for again in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-            assert torch.equal(again(x), model(x))
 
 
 @pytest.mark.parametrize("name", REPRESENTATIVES)
@@ -501,7 +508,7 @@ def test_summary(capsys):
     assert align.multiply_adds == reduced + 9 * 24 * 32 * (128 * 4 + 4)
     stem = stages["backbone.x2"]
     assert stem.parameters == 32 * 27 + 2 * 32
-    # A convolution and its normalisation; ReLU works in place.
-    assert stem.activation_bytes == 2 * 32 * 48 * 64 * 4
+    # A convolution and its normalisation (with its statistics); ReLU works in place.
+    assert stem.activation_bytes == 4 * (2 * 32 * 48 * 64 + 2 * 32)
     supervised = SFNet("df1", width=64, deep_supervision=True)
     assert summary(supervised, (64, 64)).total.parameters == 8_498_969

@@ -1,8 +1,8 @@
 """MobileNetV1 (Howard et al., 2017).
 
-Entries have the names of its publication in TensorFlow Slim, `Conv2d_0` to `Conv2d_13_pointwise`; of
-each, `.0` is the convolution and `.1` the normalisation. (Padding is symmetric, where TensorFlow's
-`SAME` pads a stride of 2 at the right and at the bottom only.)
+Entries have the names of its publication in TensorFlow Slim, `Conv2d_0` to `Conv2d_13_pointwise`;
+of each, `.0` is the convolution and `.1` the normalisation. (Padding is symmetric, where
+TensorFlow's `SAME` pads a stride of 2 at the right and at the bottom only.)
 """
 
 from __future__ import annotations
