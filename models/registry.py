@@ -17,7 +17,20 @@ _BUILDERS: dict[str, partial[Model]] = {}
 
 
 def register(name: str, build: Callable[..., Model], **options: Any) -> None:
-    """Let `create_model(name)` call `build(**options)`; what is not in `options` may be chosen."""
+    """Let `create_model(name)` build a model.
+
+    Args:
+        name: a new one.
+        build: the model's class, or a function; takes `num_classes` and its options by keyword.
+        options: those that the name stands for. The others are left to `create_model`.
+
+    Raises:
+        ValueError: there is a model of that name.
+
+    Example:
+        >>> from vsegops.models import register, sfnet
+        >>> register("sfnet_df1_wide", sfnet.SFNet, backbone="df1", width=128)  # doctest: +SKIP
+    """
     if name in _BUILDERS:
         raise ValueError(f"name: there is a model {name!r} already")
     _BUILDERS[name] = partial(build, **options)

