@@ -197,25 +197,62 @@ VSEGOPS_HD Vector<F> first_lane(F x) {
   return Vector<F>{x};
 }
 
-// exp(x) to 2 units in the last place for x in [-87, 88], and of the nearer end beyond; NaN for
-// NaN. With x = k log(2) + r: 2^k by its exponent bits, and a Taylor polynomial of degree 7 for |r|
-// < 0.35.
-VSEGOPS_HD Vector<float> exp(Vector<float> x) {
-  constexpr float kLog2High = 0x1.62e4p-1f, kLog2Low = 0x1.7f7d1cp-20f;  // (k * high is exact)
-  constexpr float kRound = 0x1.8p23f;  // adding it rounds to an integer
-  x = x < -87.0f ? Vector<float>{} - 87.0f : x;
-  x = x > 88.0f ? Vector<float>{} + 88.0f : x;
-  const Vector<float> shifted = x * 1.44269504f + kRound;
-  const Vector<float> k = shifted - kRound;
-  const Vector<float> r = x - k * kLog2High - k * kLog2Low;
-  Vector<float> sum = Vector<float>{} + 1.0f / 5040;
-  for (float coefficient : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) {
-    sum = sum * r + coefficient;
+// exp(x) = power + power * rest, x in [-87, 88]. With x = k log(2) + r: power is 2^k by its exponent
+// bits, and rest, exp(r) - 1, is a Taylor polynomial of degree 7 for |r| < 0.35.
+struct Exponential {
+  Vector<float> power, rest;
+
+  explicit VSEGOPS_HD Exponential(Vector<float> x) {
+    constexpr float kLog2High = 0x1.62e4p-1f, kLog2Low = 0x1.7f7d1cp-20f;  // (k * high is exact)
+    constexpr float kRound = 0x1.8p23f;  // adding it rounds to an integer
+    x = x < -87.0f ? Vector<float>{} - 87.0f : x;
+    x = x > 88.0f ? Vector<float>{} + 88.0f : x;
+    const Vector<float> shifted = x * 1.44269504f + kRound;
+    const Vector<float> k = shifted - kRound;
+    const Vector<float> r = x - k * kLog2High - k * kLog2Low;
+    Vector<float> sum = Vector<float>{} + 1.0f / 5040;
+    for (float coefficient : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f}) {
+      sum = sum * r + coefficient;
+    }
+    rest = sum * r;
+    power = (Vector<float>)(((Vector<uint32_t>)shifted + 127) << 23);
   }
-  return sum * (Vector<float>)(((Vector<uint32_t>)shifted + 127) << 23);
+};
+
+// To 2 units in the last place for x in [-87, 88]; of the nearer end beyond; NaN for NaN.
+VSEGOPS_HD Vector<float> exp(Vector<float> x) {
+  const Exponential e(x);
+  return e.power + e.power * e.rest;
 }
+// exp(x) - 1, as precise where x is small; beyond [-87, 88] as above.
+VSEGOPS_HD Vector<float> expm1(Vector<float> x) {
+  const Exponential e(x);
+  return (e.power - 1) + e.power * e.rest;
+}
+// log(x) to 2 units in the last place for normal x; NaN for NaN. With x = 2^k m, sqrt(1/2) < m <
+// sqrt(2), and s = (m - 1) / (m + 1): log(m) = 2 (s + s^3 / 3 + s^5 / 5 + ...).
+VSEGOPS_HD Vector<float> log(Vector<float> x) {
+  constexpr float kLog2High = 0x1.62e4p-1f, kLog2Low = 0x1.7f7d1cp-20f;
+  const Vector<int32_t> exponent = ((Vector<int32_t>)x - 0x3f3504f3) >> 23;
+  const Vector<float> f = (Vector<float>)((Vector<int32_t>)x - (exponent << 23)) - 1;
+  const Vector<float> k = __builtin_convertvector(exponent, Vector<float>);
+  const Vector<float> s = f / (f + 2), z = s * s;
+  const Vector<float> series = z * (2.0f / 3 + z * (2.0f / 5 + z * (2.0f / 7 + z * (2.0f / 9))));
+  // 2 s = f - s f, of which f is exact.
+  const Vector<float> result = k * kLog2High + (f - (s * (f - series) - k * kLog2Low));
+  return x == x ? result : x;
+}
+
 VSEGOPS_HD Vector<double> exp(Vector<double> x) {
   for (int i = 0; i < kLanes<double>; ++i) x[i] = std::exp(x[i]);
+  return x;
+}
+VSEGOPS_HD Vector<double> expm1(Vector<double> x) {
+  for (int i = 0; i < kLanes<double>; ++i) x[i] = std::expm1(x[i]);
+  return x;
+}
+VSEGOPS_HD Vector<double> log(Vector<double> x) {
+  for (int i = 0; i < kLanes<double>; ++i) x[i] = std::log(x[i]);
   return x;
 }
 

@@ -5,14 +5,22 @@ matching part of a published checkpoint.
 """
 
 from ._operators import OperatorModule
+from .dense_head import (
+    ConfusionMatrix,
+    OhemUpsampleCrossEntropyLoss,
+    UpsampleCrossEntropyLoss,
+)
 from .flow_align import FlowAlign, GatedDualFlowAlign
 from .guided_filter import GuidedSpatiallyVaryingConv
 from .pyramid_pooling import PyramidPooling
 
 __all__ = [
+    "ConfusionMatrix",
     "FlowAlign",
     "GatedDualFlowAlign",
     "GuidedSpatiallyVaryingConv",
+    "OhemUpsampleCrossEntropyLoss",
     "OperatorModule",
     "PyramidPooling",
+    "UpsampleCrossEntropyLoss",
 ]

@@ -1,0 +1,266 @@
+// What all kernels of the dense head share on a CPU: the logits cut into cells.
+//
+// A cell lies between four neighbouring pixels of the logits, and the output pixels in it are
+// interpolated from these alone. Cell j of an axis is between pixels j - 1 and j, clamped to those
+// that there are: what is outside lies in cells 0 and `source`, between a pixel and itself.
+//
+// Lanes are cells side by side, and the output columns of a cell are its phases: the corners are
+// read by contiguous vectors at any ratio, gradients are summed up without a scatter, and along the
+// phases and rows of a cell the logits are linear.
+#pragma once
+
+#include "../common/cpu_taps.h"
+#include "dense_head.h"
+
+namespace vsegops::dense_head {
+namespace {
+
+// Phases at a time, so that what is kept of each stays in registers.
+constexpr int kPhases = kVectorBytes == 64 ? 8 : 4;
+
+// From one output pixel to the next, in pixels of the logits.
+template <typename F>
+double step_of(const Axis<F>& axis) {
+  if (!axis.align_corners) return double(axis.source) / axis.output;
+  return axis.output > 1 ? (axis.source - 1.0) / (axis.output - 1.0) : 0.0;
+}
+
+// The first output pixel in this cell or a later one.
+template <typename F>
+int32_t first_in(const Axis<F>& axis, int32_t cell) {
+  int32_t low = 0, high = axis.output;
+  while (low < high) {
+    const int32_t middle = low + (high - low) / 2;
+    if (axis.base(middle).index + 1 < cell) {
+      low = middle + 1;
+    } else {
+      high = middle;
+    }
+  }
+  return low;
+}
+
+// The output columns by cell. There are empty cells up to a whole vector.
+template <typename F>
+struct Cells {
+  int32_t pitch;    // cells
+  int32_t* first;   // [pitch + 1]: the first column of each
+  F* fraction;      // [phase][pitch]; past the last phase of a cell that of its last one
+
+  static int32_t padded(const Axis<F>& axis) { return ceil_div(axis.source + 1, kLanes<F>) * kLanes<F>; }
+  static int64_t most_phases(const Axis<F>& axis) {
+    return axis.source > 1 ? axis.output / (axis.source - 1) + 2 : axis.output;
+  }
+  static size_t bytes(const Axis<F>& axis) {
+    return (padded(axis) + 17) * sizeof(int32_t) + (most_phases(axis) * padded(axis) + 16) * sizeof(F);
+  }
+
+  Cells(Arena& arena, const Axis<F>& axis)
+      : pitch(padded(axis)),
+        first(arena.take<int32_t>(pitch + 1)),
+        fraction(arena.take<F>(most_phases(axis) * pitch)) {
+    int32_t x = 0;
+    for (int32_t cell = 0; cell <= pitch; ++cell) {
+      first[cell] = x;
+      for (; x < axis.output && cell < pitch; ++x) {
+        const Position<F> p = axis.base(x);
+        if (p.index + 1 != cell) break;
+        fraction[int64_t(x - first[cell]) * pitch + cell] = p.fraction;
+      }
+      phases_ = std::max(phases_, x - first[cell]);
+    }
+    for (int32_t cell = 0; cell < pitch; ++cell) {
+      const int32_t count = first[cell + 1] - first[cell];
+      for (int64_t k = count; k < phases_; ++k) {
+        fraction[k * pitch + cell] = count ? fraction[(count - 1) * int64_t(pitch) + cell] : F(0);
+      }
+    }
+  }
+
+ private:
+  int32_t phases_ = 0;
+};
+
+// Some phases of kLanes cells.
+template <typename F>
+struct Chunk {
+  const F* const fractions;
+  const int64_t pitch;
+  // The output columns of each lane.
+  int32_t begin[kLanes<F>], count[kLanes<F>];
+
+  Chunk(const Cells<F>& cells, int32_t cell, int32_t phase, int32_t phases)
+      : fractions(cells.fraction + int64_t(phase) * cells.pitch + cell), pitch(cells.pitch) {
+    for (int i = 0; i < kLanes<F>; ++i) {
+      begin[i] = cells.first[cell + i] + phase;
+      count[i] = std::clamp(cells.first[cell + i + 1] - begin[i], 0, phases);
+    }
+  }
+  VSEGOPS_HD Vector<F> fraction(int k) const { return load(fractions + k * pitch); }
+};
+
+template <int P = kPhases, typename Run>
+void with_count(int count, const Run& run) {
+  if constexpr (P > 1) {
+    if (count < P) return with_count<P - 1>(count, run);
+  }
+  run(std::integral_constant<int, P>());
+}
+
+// Calls `run(phases, chunk)` for the phases of kLanes cells, the last ones first; `phases` is a
+// constant, and less than kPhases for the last alone.
+template <typename F, typename Run>
+void for_chunks(const Cells<F>& cells, int32_t cell, const Run& run) {
+  int32_t most = 0;
+  for (int i = 0; i < kLanes<F>; ++i) {
+    most = std::max(most, cells.first[cell + i + 1] - cells.first[cell + i]);
+  }
+  for (int32_t end = most; end > 0;) {
+    const int32_t phase = (end - 1) / kPhases * kPhases;
+    with_count(end - phase,
+               [&](auto phases) { run(phases, Chunk<F>(cells, cell, phase, phases)); });
+    end = phase;
+  }
+}
+
+// Phases by lanes to the columns of a row.
+template <typename F, typename T>
+void scatter_columns(const Chunk<F>& chunk, const T* from, T* row) {
+  for (int i = 0; i < kLanes<F>; ++i) {
+    T* const to = row + chunk.begin[i];
+    for (int k = 0; k < chunk.count[i]; ++k) to[k] = from[k * kLanes<F> + i];
+  }
+}
+
+// The logits between the corners of kLanes cells:
+//   value + y * down + x * (right + y * both)   for x, y in [0, 1)
+// Corners that are equal give exactly their value.
+template <typename F>
+struct Corners {
+  Vector<F> value, down, right, both;
+
+  static VSEGOPS_HD Corners of(Vector<F> top_left, Vector<F> top_right, Vector<F> bottom_left,
+                               Vector<F> bottom_right) {
+    const Vector<F> right = top_right - top_left;
+    return {top_left, bottom_left - top_left, right, (bottom_right - bottom_left) - right};
+  }
+  VSEGOPS_HD Vector<F> start(F y) const { return value + y * down; }
+  VSEGOPS_HD Vector<F> slope(F y) const { return right + y * both; }
+};
+
+template <typename F>
+VSEGOPS_HD Vector<F> least(Vector<F> a, Vector<F> b) {
+  return a < b ? a : b;
+}
+template <typename F>
+VSEGOPS_HD Vector<F> most(Vector<F> a, Vector<F> b) {
+  return a > b ? a : b;
+}
+
+// Whether a condition holds in any lane.
+template <typename V>
+VSEGOPS_HD bool any(V condition) {
+#if defined(__AVX512F__)
+  return _mm512_test_epi32_mask((__m512i)condition, (__m512i)condition);
+#elif defined(__AVX2__)
+  return !_mm256_testz_si256((__m256i)condition, (__m256i)condition);
+#else
+  uint64_t words[sizeof(V) / 8], all = 0;
+  std::memcpy(words, &condition, sizeof(V));
+  for (uint64_t word : words) all |= word;
+  return all;
+#endif
+}
+
+// to[c][r] = from[r][c]
+template <typename F, typename From, typename To>
+void transpose_matrix(const From* from, int64_t from_pitch, int64_t rows, int64_t columns, To* to,
+                      int64_t to_pitch) {
+  constexpr int n = kLanes<F>;
+  if (rows < n || columns < n) {
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t c = 0; c < columns; ++c) {
+        narrow(static_cast<F>(widen(from[r * from_pitch + c])), to + c * to_pitch + r);
+      }
+    }
+    return;
+  }
+  // (The last tiles lie over the ones before.)
+  for (int64_t row = 0; row < rows; row += n) {
+    const int64_t r = std::min(row, rows - n);
+    for (int64_t column = 0; column < columns; column += n) {
+      const int64_t c = std::min(column, columns - n);
+      Vector<F> tile[n];
+      for (int i = 0; i < n; ++i) tile[i] = load(from + (r + i) * from_pitch + c);
+      transpose<F>(tile);
+      for (int i = 0; i < n; ++i) store(tile[i], to + (c + i) * to_pitch + r);
+    }
+  }
+}
+
+// Elements from one class to the next in rows of classes: pixel i stands at i + 1, between copies
+// of the first and the last. An odd number of vectors, so that the classes do not meet in the same
+// sets of a cache.
+template <typename F>
+int64_t row_pitch(const Cells<F>& cells) {
+  return ((cells.pitch / kLanes<F> + 1) | 1) * kLanes<F>;
+}
+template <typename F>
+int64_t row_pitch(const Axis<F>& axis) {
+  return ((Cells<F>::padded(axis) / kLanes<F> + 1) | 1) * kLanes<F>;
+}
+
+// The rows of the logits above and below the cells at hand, as planes of the compute type.
+template <typename T, typename F>
+class SourceRows {
+ public:
+  const int64_t pitch;
+
+  static size_t bytes(const View<const T>& x, const Axis<F>& axis) {
+    return 2 * (x.c * row_pitch(axis) + 16) * sizeof(F);
+  }
+
+  SourceRows(Arena& arena, const View<const T>& x, bool channels_last, const Axis<F>& axis)
+      : pitch(row_pitch(axis)), x_(x), channels_last_(channels_last) {
+    for (F*& row : rows_) row = arena.take<F>(x.c * pitch);
+  }
+
+  // Row y of image n, clamped, until two others are asked for.
+  const F* row(int64_t n, int64_t y) {
+    y = std::clamp<int64_t>(y, 0, x_.h - 1);
+    const int64_t number = n * x_.h + y;
+    F* const row = rows_[y % 2];
+    if (std::exchange(held_[y % 2], number) != number) read(n, y, row);
+    return row;
+  }
+
+ private:
+  void read(int64_t n, int64_t y, F* row) const {
+    constexpr int lanes = kLanes<F>;
+    if (channels_last_) {
+      transpose_matrix<F>(x_.data + (n * x_.h + y) * x_.w * x_.c, x_.c, x_.w, x_.c, row + 1, pitch);
+    }
+    for (int64_t c = 0; c < x_.c; ++c) {
+      F* const plane = row + c * pitch;
+      if (!channels_last_) {
+        const T* from = x_.data + ((n * x_.c + c) * x_.h + y) * x_.w;
+        int64_t i = 0;
+        for (; i + lanes <= x_.w; i += lanes) {
+          __builtin_prefetch(from + i + x_.w, 0, 2);  // the next row
+          store(load(from + i), plane + 1 + i);
+        }
+        for (; i < x_.w; ++i) plane[1 + i] = widen(from[i]);
+      }
+      plane[0] = plane[1];
+      std::fill(plane + 1 + x_.w, plane + pitch, plane[x_.w]);
+    }
+  }
+
+  const View<const T>& x_;
+  const bool channels_last_;
+  F* rows_[2];
+  int64_t held_[2] = {-1, -1};
+};
+
+}  // namespace
+}  // namespace vsegops::dense_head
