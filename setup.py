@@ -3,6 +3,8 @@
 Environment variables:
     VSEGOPS_NATIVE=0       install pure Python (the operators then run on Triton or the reference)
     VSEGOPS_CUDA=0         leave the CUDA kernels out
+    VSEGOPS_INSTRUCTION_SETS   for which processors to compile the CPU kernels, say "default;avx2"
+                           (fewer compile faster); default: all that PyTorch knows
     TORCH_CUDA_ARCH_LIST   architectures to compile for, say "8.0;9.0+PTX"; default: torch's own
     CXX, CUDA_HOME, MAX_JOBS, VSEGOPS_CXXFLAGS   as usual; the last is added after the C++ flags
 """
@@ -36,6 +38,18 @@ if platform.machine() in ("x86_64", "AMD64"):
     avx512 = [f"-mavx512{part}" for part in ("f", "bw", "vl", "dq")]
     INSTRUCTION_SETS["avx2"] = avx2
     INSTRUCTION_SETS["avx512"] = [*avx2, *avx512, "-mprefer-vector-width=512"]
+
+
+def instruction_sets() -> dict[str, list[str]]:
+    """Those to compile for, with their flags."""
+    asked = re.split(r"[ ;,]+", os.environ.get("VSEGOPS_INSTRUCTION_SETS", ""))
+    names = [name for name in asked if name] or list(INSTRUCTION_SETS)
+    for name in names:
+        if name not in INSTRUCTION_SETS:
+            known = ", ".join(INSTRUCTION_SETS)
+            raise SystemExit(f"VSEGOPS_INSTRUCTION_SETS: expected some of {known}, got {name!r}.")
+    return {name: INSTRUCTION_SETS[name] for name in names}
+
 
 _PROBE = """
 import json, pathlib, torch
@@ -148,7 +162,7 @@ def libraries(torch: dict[str, str]) -> list[Library]:
     cpu_sources = sorted(ROOT.glob("csrc/*/cpu.cpp"))
     found = [
         Library(f"vsegops/lib/cpu_{name}.so", cpu_sources, [*cpu, *flags], link)
-        for name, flags in INSTRUCTION_SETS.items()
+        for name, flags in instruction_sets().items()
     ]
     if cuda_refusal(torch) is None:
         flags = [*abi, "-O3", "-DUSE_CUDA", "-lineinfo", *cuda_architectures(torch)]
@@ -212,7 +226,7 @@ def build_record(torch: dict[str, str]) -> dict[str, str]:
     names = [] if refused else [f.partition(",code=")[2] for f in cuda_architectures(torch)]
     return {
         "torch": torch["version"],
-        "cpu": f"compiled for {', '.join(INSTRUCTION_SETS)}",
+        "cpu": f"compiled for {', '.join(instruction_sets())}",
         "cuda": refused or f"compiled for {', '.join(names)}",
     }
 
@@ -246,9 +260,12 @@ class BuildNative(build_ext):
         target = ROOT if self.inplace else Path(self.build_lib).resolve()
         for folder in ("vsegops/lib", "vsegops"):
             (target / folder).mkdir(parents=True, exist_ok=True)
-        refused = cuda_refusal(torch)
-        if refused:
-            (target / "vsegops/lib/cuda.so").unlink(missing_ok=True)
+        built = [f"cpu_{name}" for name in instruction_sets()]
+        if cuda_refusal(torch) is None:
+            built.append("cuda")
+        for left in (target / "vsegops/lib").glob("*.so"):
+            if left.stem not in built:
+                left.unlink()
         # One folder of objects per torch, so that environments do not undo each other's work.
         objects = ROOT / "build" / f"native-{torch['version']}-{sysconfig.get_platform()}"
         objects.mkdir(parents=True, exist_ok=True)

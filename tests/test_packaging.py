@@ -187,6 +187,37 @@ def test_every_family_is_in_every_library(build, nvcc, monkeypatch):
     }
 
 
+def test_instruction_sets_are_chosen(build, nvcc, monkeypatch):
+    pytest.importorskip("pybind11")
+    if "avx2" not in build.INSTRUCTION_SETS:
+        pytest.skip("this processor has no instruction sets to choose from")
+    monkeypatch.setenv("VSEGOPS_INSTRUCTION_SETS", "default; avx2")
+    found = {lib.output for lib in build.libraries({**CUDA_TORCH, "path": "/torch"})}
+    assert {"vsegops/lib/cpu_default.so", "vsegops/lib/cpu_avx2.so"} <= found
+    assert "vsegops/lib/cpu_avx512.so" not in found
+    monkeypatch.setenv("VSEGOPS_INSTRUCTION_SETS", "avx3")
+    with pytest.raises(SystemExit, match="VSEGOPS_INSTRUCTION_SETS: expected .* got 'avx3'"):
+        build.instruction_sets()
+
+
+@pytest.mark.parametrize(
+    ("processor", "built", "loaded"),
+    [
+        ("AVX512", ["default", "avx2", "avx512"], "avx512"),
+        ("AVX512", ["default", "avx2"], "avx2"),
+        ("AVX2", ["default", "avx512"], "default"),
+        ("DEFAULT", ["default", "avx2"], "default"),
+        ("NEON", ["default"], "default"),
+    ],
+)
+def test_the_widest_that_was_built_is_loaded(monkeypatch, tmp_path, processor, built, loaded):
+    for name in built:
+        (tmp_path / f"cpu_{name}.so").touch()
+    monkeypatch.setattr(_extension, "_LIBRARIES", tmp_path)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: processor)
+    assert _extension._cpu_capability() == loaded
+
+
 def test_the_record_names_what_was_compiled(build, nvcc, monkeypatch):
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0+PTX")
     record = build.build_record(CUDA_TORCH)

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 _LIBRARIES = Path(__file__).parent / "lib"
+_CAPABILITIES = ("avx512", "avx2", "default")
 
 
 def _build_record() -> dict[str, str]:
@@ -37,9 +38,11 @@ def _load(name: str, kernels: str) -> str | None:
 
 
 def _cpu_capability() -> str:
-    """`avx512`, `avx2` or `default`: the widest build that this processor runs."""
-    capability = torch.backends.cpu.get_cpu_capability().lower()
-    return capability if (_LIBRARIES / f"cpu_{capability}.so").exists() else "default"
+    """`avx512`, `avx2` or `default`: the widest that this processor runs, of those built."""
+    widest = torch.backends.cpu.get_cpu_capability().lower()
+    runs = _CAPABILITIES[_CAPABILITIES.index(widest) :] if widest in _CAPABILITIES else ("default",)
+    built = (name for name in runs if (_LIBRARIES / f"cpu_{name}.so").exists())
+    return next(built, "default")
 
 
 def _load_cuda() -> str | None:
