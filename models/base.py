@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -75,7 +75,10 @@ class Model(OperatorModule):
     def labels(self, logits: Tensor, size: Sequence[int]) -> Tensor:
         """Logits as labels `[N, *size]`, enlarged and decided in one pass (`upsample_argmax`)."""
         height, width = size
-        return self.run(upsample_argmax, logits, (height, width), align_corners=self.align_corners)
+        labels = self.run(
+            upsample_argmax, logits, (height, width), align_corners=self.align_corners
+        )
+        return cast(Tensor, labels)
 
     def upstream_state(self, checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
         """The entries of this model in a published file (see `load_upstream`).

@@ -39,6 +39,11 @@ class _FlowNetwork(ImageModel):
     """A backbone and a head, with the published names; ResNet's have no `backbone.` in front."""
 
     align_corners = True
+    layer0: nn.Sequential
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+    layer4: nn.Sequential
 
     def __init__(
         self,

@@ -133,8 +133,8 @@ def _open(path: str | os.PathLike[str]) -> Mapping[str, Any]:
 def _twins(model: nn.Module) -> dict[str, list[str]]:
     """For each entry that is listed more than once all its names."""
     names = defaultdict(list)
-    for name, x in model.named_parameters(remove_duplicate=False):
-        names[id(x)].append(name)
-    for name, x in model.named_buffers(remove_duplicate=False):
-        names[id(x)].append(name)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names[id(parameter)].append(name)
+    for name, buffer in model.named_buffers(remove_duplicate=False):
+        names[id(buffer)].append(name)
     return {name: group for group in names.values() if len(group) > 1 for name in group}

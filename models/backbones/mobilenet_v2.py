@@ -45,7 +45,7 @@ class MobileNetV2(Backbone):
             are there as well, and `classify` gives `[N, num_classes]`.
     """
 
-    unused_prefixes = ("features.18.", "classifier.")
+    unused_prefixes: tuple[str, ...] = ("features.18.", "classifier.")
     channels = (24, 32, 96, 320)
     strides = (4, 8, 16, 32)
     #: The members of `features` that are handed on.

@@ -55,7 +55,7 @@ class BasicBlock(nn.Module):
         y = self.relu(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(y))
         y += x if self.downsample is None else self.downsample(x)
-        return self.relu(y)
+        return self.relu(y)  # type: ignore[no-any-return]
 
 
 class Bottleneck(nn.Module):
@@ -81,7 +81,7 @@ class Bottleneck(nn.Module):
         y = self.relu(self.bn2(self.conv2(y)))
         y = self.bn3(self.conv3(y))
         y += x if self.downsample is None else self.downsample(x)
-        return self.relu(y)
+        return self.relu(y)  # type: ignore[no-any-return]
 
 
 def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
@@ -115,6 +115,11 @@ class ResNet(Backbone):
         stem: `"plain"`, `"deep"` (whose entries are `conv1.0`, ..., `bn1`) or `"v1c"` (`stem.*`).
         dilation: `"none"`, `"kept_stride"` or `"stride_8"`; see the table above.
     """
+
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+    layer4: nn.Sequential
 
     def __init__(self, depth: int, stem: str = "plain", dilation: str = "none") -> None:
         super().__init__()

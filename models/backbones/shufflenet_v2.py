@@ -44,6 +44,9 @@ class ShuffleNetV2(Backbone):
 
     channels = (24, 116, 232, 1024)
     strides = (4, 8, 16, 32)
+    stage2: nn.Sequential
+    stage3: nn.Sequential
+    stage4: nn.Sequential
 
     def __init__(self) -> None:
         super().__init__()

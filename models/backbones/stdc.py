@@ -66,6 +66,11 @@ class STDC(Backbone):
     unused_prefixes = ("conv_last.", "fc.", "bn.", "linear.")
     channels = (64, 256, 512, 1024)
     strides = (4, 8, 16, 32)
+    x2: nn.Sequential
+    x4: nn.Sequential
+    x8: nn.Sequential
+    x16: nn.Sequential
+    x32: nn.Sequential
 
     def __init__(self, name: str) -> None:
         super().__init__()

@@ -159,9 +159,13 @@ def _stretched(flow: Tensor) -> Tensor:
     first: a grid for the centres of the corner pixels, taken for one of the image's corners.
     """
     height, width = flow.shape[2:]
-    y = torch.linspace(-1, 1, height, device=flow.device)[:, None].expand(height, width)
-    x = torch.linspace(-1, 1, width, device=flow.device).expand(height, width)
-    return flow + torch.stack((x, y)).to(torch.promote_types(flow.dtype, torch.float32))
+    options: Any = {
+        "dtype": torch.promote_types(flow.dtype, torch.float32),
+        "device": flow.device,
+    }
+    y = torch.linspace(-1, 1, height, **options)[:, None].expand(height, width)
+    x = torch.linspace(-1, 1, width, **options).expand(height, width)
+    return flow + torch.stack((x, y))
 
 
 def _conv2d(channels: int, out_channels: int, kernel_size: int) -> nn.Conv2d:
