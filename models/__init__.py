@@ -1,1 +1,21 @@
 """Reference networks and the video runtime, built from the operators of `vsegops`."""
+
+from . import sfnet as sfnet  # registers its networks
+from .base import ImageModel, Model, Motion, Preprocess, VideoModel
+from .registry import create_model, list_models, register
+from .summary import Summary, summary
+from .weights import load_upstream
+
+__all__ = [
+    "ImageModel",
+    "Model",
+    "Motion",
+    "Preprocess",
+    "Summary",
+    "VideoModel",
+    "create_model",
+    "list_models",
+    "load_upstream",
+    "register",
+    "summary",
+]

@@ -216,13 +216,13 @@ def restrided(arguments: Mapping[str, Any], change: Callable[[Tensor], Tensor]) 
 # --- what others publish -----------------------------------------------------------------------
 
 
-def sfnet_warp(x: Tensor, flow: Tensor) -> Tensor:
+def sfnet_warp(x: Tensor, flow: Tensor, align_corners: bool = True) -> Tensor:
     """The warp of the published SFNet: a grid over the output, and flow over its size."""
     height, width = flow.shape[2:]
     rows = torch.linspace(-1, 1, height, dtype=flow.dtype, device=flow.device).view(1, -1, 1)
     columns = torch.linspace(-1, 1, width, dtype=flow.dtype, device=flow.device)
     grid = torch.stack((columns + flow[:, 0] / width, rows + flow[:, 1] / height), -1)
-    return F.grid_sample(x, grid, align_corners=True)
+    return F.grid_sample(x, grid, align_corners=align_corners)
 
 
 # --- running -----------------------------------------------------------------------------------

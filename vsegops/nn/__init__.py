@@ -4,6 +4,7 @@ Parameters have the names of the published implementations, so that `load_state_
 matching part of a published checkpoint.
 """
 
+from ._operators import OperatorModule
 from .attention import AFNB, APNB, ChannelAttention, CrissCrossAttention, TemporalMemoryAttention
 from .dense_head import (
     ConfusionMatrix,
@@ -25,6 +26,7 @@ __all__ = [
     "GatedDualFlowAlign",
     "GuidedSpatiallyVaryingConv",
     "OhemUpsampleCrossEntropyLoss",
+    "OperatorModule",
     "PooledMemory",
     "PyramidPooling",
     "TemporalMemoryAttention",

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from .. import _checks
 from ..ops.dual_warp import channel_pool, gated_dual_warp
 from ..ops.warp import MODES, flow_warp, warp_correct
+from ._operators import OperatorModule
 
 _KERNEL_SIZES = (1, 3, 5, 7)
 _GATES = ("pool", "conv")
 
 
-class _Align(nn.Module):
+class _Align(OperatorModule):
     """What both share: the two maps, reduced and at one size, and the flow that they predict."""
 
     def __init__(self, channels: int, flows: int, kernel_size: int, mode: str) -> None:
@@ -59,6 +60,8 @@ class FlowAlign(_Align):
         kernel_size: of the convolution that predicts the flow: 1, 3 (as published), 5 or 7.
         mode: how the coarse map is resized for that prediction (not how it is warped): `"bilinear"`
             (as published) or `"nearest"`.
+        align_corners: False for a checkpoint from before July 2022 that was trained with the warp
+            that was published then (see `docs/flow-align.md`).
 
     Forward:
         low: fine features `[N, C, H, W]`.
@@ -76,15 +79,27 @@ class FlowAlign(_Align):
         torch.Size([1, 64, 32, 64])
     """
 
-    def __init__(self, channels: int, kernel_size: int = 3, mode: str = "bilinear") -> None:
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: int = 3,
+        mode: str = "bilinear",
+        *,
+        align_corners: bool = True,
+    ) -> None:
         super().__init__(channels, 1, kernel_size, mode)
+        _checks.check_bool("align_corners", align_corners)
+        self.align_corners = align_corners
 
     def forward(self, low: Tensor, high: Tensor, *, add_low: bool = False) -> Tensor:
         _, both = self._reduce(low, high)
         flow = self.flow_make(both)
+        options: Any = {"scale": "semantic", "padding_mode": "zeros"}
+        if not self.align_corners:
+            flow, options["align_corners"] = _stretched(flow), False
         if add_low:
-            return warp_correct(high, flow, low, scale="semantic", padding_mode="zeros")
-        return flow_warp(high, flow, scale="semantic")
+            return self.run(warp_correct, high, flow, low, **options)
+        return self.run(flow_warp, high, flow, **options)
 
 
 class GatedDualFlowAlign(_Align):
@@ -130,11 +145,27 @@ class GatedDualFlowAlign(_Align):
         coarse, both = self._reduce(low, high)
         high_flow, low_flow = self.flow_make(both).chunk(2, 1)
         # Of the fine map all channels are pooled, of the coarse one the reduced: as published.
-        gate = self.flow_gate(channel_pool(coarse, low) if self.gate == "pool" else both)
-        return gated_dual_warp(high, low, high_flow, low_flow, gate)
+        pooled = self.run(channel_pool, coarse, low) if self.gate == "pool" else both
+        return self.run(gated_dual_warp, high, low, high_flow, low_flow, self.flow_gate(pooled))
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, gate={self.gate!r}"
+
+
+def _stretched(flow: Tensor) -> Tensor:
+    """The flow, moved by -1 at the left and top border to 1 at the right and bottom.
+
+    With it the warp of `align_corners=False` samples at x w / (W - 1) - 1/2, as SFNet was published
+    first: a grid for the centres of the corner pixels, taken for one of the image's corners.
+    """
+    height, width = flow.shape[2:]
+    options: Any = {
+        "dtype": torch.promote_types(flow.dtype, torch.float32),
+        "device": flow.device,
+    }
+    y = torch.linspace(-1, 1, height, **options)[:, None].expand(height, width)
+    x = torch.linspace(-1, 1, width, **options).expand(height, width)
+    return flow + torch.stack((x, y))
 
 
 def _conv2d(channels: int, out_channels: int, kernel_size: int) -> nn.Conv2d:

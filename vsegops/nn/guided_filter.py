@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .. import _checks
 from ..ops.guided_filter import DELAYS_3X3, Offset, guided_filter, label_edges
+from ._operators import OperatorModule
 
 _VARIANTS = ("published", "paper")
 _NORMALIZATIONS = ("sum", "softmax")
@@ -19,7 +20,7 @@ _NORMALIZATIONS = ("sum", "softmax")
 _PUBLISHED_DELAYS: tuple[Offset, ...] = (*(d for d in DELAYS_3X3 if d != (0, 0)), None)
 
 
-class GuidedSpatiallyVaryingConv(nn.Module):
+class GuidedSpatiallyVaryingConv(OperatorModule):
     """Refine propagated logits by shifts of themselves and by the current frame (GSVNet).
 
     A small network looks at the current frame and makes logits of its own (intra). Another one
@@ -91,12 +92,13 @@ class GuidedSpatiallyVaryingConv(nn.Module):
         _checks.check_tensor("image", image, (n, 3, h, w), like=logits)
         response = "binary" if self.variant == "published" else "sigmoid"
         intra = self.intra_net(image)
-        edges = label_edges(logits, flow=flow, scale=self.scale, response=response)
+        edges = self.run(label_edges, logits, flow=flow, scale=self.scale, response=response)
         guide = self.guide(intra, edges)
         delays, normalize = self.ideal_dk.offsets(), self.normalize
         if delays is None:
             guide, delays, normalize = self._over_window(guide), DELAYS_3X3, "none"
-        return guided_filter(
+        return self.run(
+            guided_filter,
             logits,
             intra,
             guide,
