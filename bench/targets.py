@@ -75,7 +75,17 @@ def _dual_warp() -> Iterable[Target]:
     yield Target("gated_dual_warp", 2, "eager", direction="backward", backend="cuda")
 
 
-TARGETS: tuple[Target, ...] = (*_warp(), *_guided_filter(), *_dual_warp())
+def _attention() -> Iterable[Target]:
+    memory = "C64/256 90x120, 4 frames"  # TMANet's on CamVid: pooling and attention
+    for baseline in ("eager", "compile"):
+        yield Target("asymmetric_attention", 3, baseline, memory, direction="forward")
+    yield Target("asymmetric_attention", 1.8, "eager", memory, direction="backward")
+    for operator in ("pyramid_pool", "asymmetric_attention", "criss_cross_attention"):
+        yield Target(operator, 1, "best")
+    yield Target("asymmetric_attention", 1.5, "best", dtype="bfloat16", backend="cuda")
+
+
+TARGETS: tuple[Target, ...] = (*_warp(), *_guided_filter(), *_dual_warp(), *_attention())
 
 
 def verdicts(

@@ -342,7 +342,7 @@ def test_temporal_memory_is_the_published_one(target: Target):
 
 def test_apnb_step_by_step(target: Target):
     block = filled(target, APNB(64, 48, 16, 24), "APNB")
-    (stage,) = block.stages
+    stage = block.stage
     x = image(target, 2, 64, 9, 13)
     with torch.no_grad():
         key, value = stage.f_key(x), stage.f_value(x)
@@ -356,7 +356,7 @@ def test_apnb_step_by_step(target: Target):
 def test_apnb_reads_a_memory(target: Target):
     """Frames, their keys and values, and a stream of them are one and the same."""
     block = filled(target, APNB(32, 32, 16, 24, sizes=LEVELS), "APNB")
-    (stage,) = block.stages
+    stage = block.stage
     x, memory = image(target, 2, 32, 9, 13), image(target, 2, 32, 3, 8, 10, seed=5)
     stream = PooledMemory(3, LEVELS)
     with torch.no_grad():
@@ -376,7 +376,7 @@ def test_apnb_reads_a_memory(target: Target):
 
 def test_apnb_has_one_projection_for_key_and_query():
     block = APNB(16, 16, 8, 8)
-    (stage,) = block.stages
+    stage = block.stage
     assert stage.f_query is stage.f_key
     state = {name: x.clone() for name, x in block.state_dict().items()}
     state["stages.0.f_query.0.bias"] += 1
@@ -392,10 +392,13 @@ def test_ann_blocks_start_as_a_convolution(target: Target):
 
 def test_afnb_step_by_step(target: Target):
     block = filled(target, AFNB(32, 48, 40, 16, 24), "AFNB")
-    (stage,) = block.stages
+    stage = block.stage
     low, high = image(target, 2, 32, 9, 13), image(target, 2, 48, 5, 7, seed=3)
     with torch.no_grad():
-        key, value = anchors(stage.f_key(low), block.sizes), anchors(stage.f_value(low), block.sizes)
+        key, value = (
+            anchors(stage.f_key(low), block.sizes),
+            anchors(stage.f_value(low), block.sizes),
+        )
         context = stage.W(by_hand(stage.f_query(high), key, value, 0.25))
         projected = block.conv_bn_dropout[0](torch.cat((context, high), 1))
         expected = block.conv_bn_dropout[1](projected)
@@ -478,6 +481,10 @@ def test_modules_refuse_what_does_not_fit():
     with pytest.raises(ValueError, match=r"high: expected a \[1, 24, H, W\] tensor"):
         AFNB(16, 24, 24, 8, 8)(torch.zeros(1, 16, 4, 4), torch.zeros(1, 16, 4, 4))
     memory = TemporalMemoryAttention()
-    query, value, frames = torch.zeros(1, 4, 5, 6), torch.zeros(1, 7, 5, 6), torch.zeros(2, 1, 4, 5, 6)
+    query, value, frames = (
+        torch.zeros(1, 4, 5, 6),
+        torch.zeros(1, 7, 5, 6),
+        torch.zeros(2, 1, 4, 5, 6),
+    )
     with pytest.raises(ValueError, match=r"memory_values: expected a \[2, 1, 7, 5, 6\] tensor"):
         memory(frames, frames, query, value)

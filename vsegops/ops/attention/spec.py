@@ -37,7 +37,7 @@ def eager_asymmetric_attention(
         scale = query.shape[1] ** -0.5
     similarity = torch.matmul(query.flatten(2).transpose(1, 2), k) * scale
     context = torch.matmul(v, similarity.softmax(-1).transpose(1, 2))
-    return context.unflatten(2, query.shape[2:])
+    return context.view(len(query), -1, *query.shape[2:])
 
 
 def eager_criss_cross_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -266,8 +266,11 @@ _MISMATCHES = (
 )
 
 
-def _refused_sizes() -> tuple[Refused, ...]:
-    return tuple(Refused("sizes", lambda a, wrong=wrong: {**a, "sizes": wrong}) for wrong in _SIZES)
+def _with_sizes(sizes: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    return {**arguments, "sizes": sizes}
+
+
+_REFUSED_SIZES = tuple(Refused("sizes", partial(_with_sizes, sizes)) for sizes in _SIZES)
 
 
 OPERATORS = (
@@ -283,7 +286,7 @@ OPERATORS = (
         refused=(
             Refused("input", lambda a: {**a, "input": a["input"][:, :, :0]}),
             Refused("input", lambda a: {**a, "input": a["input"][..., 0]}),
-            *_refused_sizes(),
+            *_REFUSED_SIZES,
         ),
     ),
     OperatorSpec(
@@ -308,7 +311,7 @@ OPERATORS = (
             Refused("value", lambda a: {**a, "value": a["value"].flatten(2)}),
             Refused("scale", lambda a: {**a, "scale": float("nan")}),
             Refused("scale", lambda a: {**a, "scale": (1.0, 2.0)}),
-            *_refused_sizes(),
+            *_REFUSED_SIZES,
         ),
     ),
     OperatorSpec(

@@ -1,3 +1,4 @@
+# mypy: disable-error-code="no-untyped-def"
 """Pyramid pooling in Triton.
 
 The forward is two kernels. The first reads the input, once, and writes the means of each row over
@@ -269,9 +270,7 @@ def pyramid_pool_backward(
 ) -> Tensor:
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     layout = formats[len(shape)] if channels_last else torch.contiguous_format
-    d_input = torch.empty(
-        tuple(shape), dtype=grad.dtype, device=grad.device, memory_format=layout
-    )
+    d_input = torch.empty(tuple(shape), dtype=grad.dtype, device=grad.device, memory_format=layout)
     if d_input.numel() == 0:
         return d_input
     n, c = shape[:2]
