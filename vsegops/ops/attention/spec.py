@@ -204,6 +204,14 @@ def _pool_operations(arguments: Mapping[str, Any], direction: str) -> int:
     return int(arguments["input"].numel() * len(arguments["sizes"]))
 
 
+def _row_means_bytes(arguments: Mapping[str, Any]) -> int:
+    """What the Triton kernels write between their two passes: each row's means over all columns."""
+    x = arguments["input"]
+    levels = pyramid_levels(arguments["sizes"], x.dim() - 2)
+    columns = sum({level[-1] for level in levels})
+    return int(x[..., 0].numel() * columns * max(x.element_size(), 4))
+
+
 def _attention_bytes(arguments: Mapping[str, Any], direction: str) -> int:
     query, key, value = (arguments[name] for name in ("query", "key", "value"))
     inputs = tensor_bytes(query, key, value)
@@ -283,6 +291,7 @@ OPERATORS = (
         bytes_moved=_pool_bytes,
         operations=_pool_operations,
         differentiable=("input",),
+        scratch=_row_means_bytes,
         refused=(
             Refused("input", lambda a: {**a, "input": a["input"][:, :, :0]}),
             Refused("input", lambda a: {**a, "input": a["input"][..., 0]}),
