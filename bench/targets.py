@@ -75,6 +75,16 @@ def _dual_warp() -> Iterable[Target]:
     yield Target("gated_dual_warp", 2, "eager", direction="backward", backend="cuda")
 
 
+def _attention() -> Iterable[Target]:
+    memory = "C64/256 90x120, 4 frames"  # TMANet's on CamVid: pooling and attention
+    for baseline in ("eager", "compile"):
+        yield Target("asymmetric_attention", 3, baseline, memory, direction="forward")
+    yield Target("asymmetric_attention", 1.8, "eager", memory, direction="backward")
+    for operator in ("pyramid_pool", "asymmetric_attention", "criss_cross_attention"):
+        yield Target(operator, 1, "best")
+    yield Target("asymmetric_attention", 1.5, "best", dtype="bfloat16", backend="cuda")
+
+
 def _dense_head() -> Iterable[Target]:
     labels, loss = "upsample_argmax", "upsample_cross_entropy"
     x8 = "C19 128x256 to 1024x2048"
@@ -94,7 +104,8 @@ def _dense_head() -> Iterable[Target]:
     yield Target(loss, 4, "eager", backend="cuda")
 
 
-TARGETS: tuple[Target, ...] = (*_warp(), *_guided_filter(), *_dual_warp(), *_dense_head())
+FAMILIES = (_warp, _guided_filter, _dual_warp, _attention, _dense_head)
+TARGETS: tuple[Target, ...] = tuple(target for family in FAMILIES for target in family())
 
 
 def verdicts(

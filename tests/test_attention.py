@@ -342,7 +342,7 @@ def test_temporal_memory_is_the_published_one(target: Target):
 
 def test_apnb_step_by_step(target: Target):
     block = filled(target, APNB(64, 48, 16, 24), "APNB")
-    (stage,) = block.stages
+    stage = block.stage
     x = image(target, 2, 64, 9, 13)
     with torch.no_grad():
         key, value = stage.f_key(x), stage.f_value(x)
@@ -356,7 +356,7 @@ def test_apnb_step_by_step(target: Target):
 def test_apnb_reads_a_memory(target: Target):
     """Frames, their keys and values, and a stream of them are one and the same."""
     block = filled(target, APNB(32, 32, 16, 24, sizes=LEVELS), "APNB")
-    (stage,) = block.stages
+    stage = block.stage
     x, memory = image(target, 2, 32, 9, 13), image(target, 2, 32, 3, 8, 10, seed=5)
     stream = PooledMemory(3, LEVELS)
     with torch.no_grad():
@@ -376,7 +376,7 @@ def test_apnb_reads_a_memory(target: Target):
 
 def test_apnb_has_one_projection_for_key_and_query():
     block = APNB(16, 16, 8, 8)
-    (stage,) = block.stages
+    stage = block.stage
     assert stage.f_query is stage.f_key
     state = {name: x.clone() for name, x in block.state_dict().items()}
     state["stages.0.f_query.0.bias"] += 1
@@ -392,7 +392,7 @@ def test_ann_blocks_start_as_a_convolution(target: Target):
 
 def test_afnb_step_by_step(target: Target):
     block = filled(target, AFNB(32, 48, 40, 16, 24), "AFNB")
-    (stage,) = block.stages
+    stage = block.stage
     low, high = image(target, 2, 32, 9, 13), image(target, 2, 48, 5, 7, seed=3)
     with torch.no_grad():
         key, value = (

@@ -15,11 +15,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vsegops import (
+    asymmetric_attention,
     channel_pool,
+    criss_cross_attention,
     flow_warp,
     gated_dual_warp,
     guided_filter,
     label_edges,
+    pyramid_pool,
     warp_correct,
 )
 from vsegops._spec import Maker, OperatorSpec, specs
@@ -190,3 +193,36 @@ def test_guided_filters(target: Target, data: st.DataObject):
     tensors = {"intra": maker.features(n, c, *size), "guide": guide(n, len(offsets) + 1, *size)}
     given = {"logits": logits, **tensors, **sampling, "offsets": offsets, "normalize": normalize}
     check(draw, SPECS[guided_filter.__name__], given)
+
+
+@fuzz
+@given(data=st.data())
+def test_attentions(target: Target, data: st.DataObject):
+    """Any levels, over images and over frames; any number of anchors; any rows and columns."""
+    draw = data.draw
+    maker = draw(makers(target.device))
+    n, channels, value_channels = draw(st.integers(0, 2)), draw(CHANNELS), draw(CHANNELS)
+    sides = st.integers(1, 12) if INTERPRETED else st.one_of(st.integers(1, 20), SIDES)
+    operator = draw(st.sampled_from([pyramid_pool, asymmetric_attention, criss_cross_attention]))
+    if operator is criss_cross_attention:
+        h, w = draw(sides), draw(sides)
+        query, key = (maker.features(n, channels, h, w) for _ in range(2))
+        value = maker.features(n, value_channels, h, w)
+        given = {"query": channels**-0.5 * query, "key": key, "value": value}
+        check(draw, SPECS[operator.__name__], given)
+        return
+    memory = (*draw(st.sampled_from([(), (1,), (3,)])), draw(sides), draw(sides))
+    level = st.one_of(st.integers(1, 5), st.tuples(*[st.integers(1, 6) for _ in memory]))
+    sizes = draw(st.lists(level, min_size=1, max_size=5))
+    key = maker.features(n, channels, *memory)
+    if operator is pyramid_pool:
+        check(draw, SPECS[operator.__name__], {"input": key, "sizes": sizes})
+        return
+    given = {
+        "query": maker.features(n, channels, draw(st.integers(0, 12)), draw(sides)),
+        "key": key,
+        "value": maker.features(n, value_channels, *memory),
+        "sizes": draw(st.sampled_from([None, sizes])),
+        "scale": draw(st.one_of(st.none(), st.floats(-0.5, 0.5))),
+    }
+    check(draw, SPECS[operator.__name__], given)

@@ -49,7 +49,27 @@ def _embedding(channels: int, out_channels: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(channels, out_channels, 1), normalized)
 
 
-class APNB(nn.Module):
+class _Block(nn.Module):
+    """One such stage, and what projects its result and the map together."""
+
+    stages: nn.ModuleList
+    conv_bn_dropout: nn.Sequential
+    sizes: tuple[Level, ...]
+
+    @property
+    def stage(self) -> _Stage:
+        (stage,) = self.stages
+        assert isinstance(stage, _Stage)
+        return stage
+
+    def _join(self, context: Tensor, x: Tensor) -> Tensor:
+        return self.conv_bn_dropout(torch.cat((context, x), 1))  # type: ignore[no-any-return]
+
+    def extra_repr(self) -> str:
+        return f"sizes={self.sizes!r}"
+
+
+class APNB(_Block):
     """Asymmetric pyramid non-local block: each pixel reads the anchors of its own map (ANN).
 
     Key and value are projections of the map, pooled to the bins of a pyramid, some hundred anchors
@@ -58,8 +78,8 @@ class APNB(nn.Module):
     convolution.
 
     The map to read may be a memory of frames: the report on Asym-TMANet pools them as a volume.
-    The frames share the block's projections, so their anchors can be kept (`vsegops.nn.PooledMemory`,
-    with `embed`), and each frame of a video is embedded and pooled once.
+    The frames share the block's projections, so their anchors can be kept (`embed`, and
+    `vsegops.nn.PooledMemory`), and each frame of a video is embedded and pooled once.
 
     Args:
         in_channels: of the map, and of the memory.
@@ -112,9 +132,9 @@ class APNB(nn.Module):
 
         The frames of a memory are normalised together, as the images of a batch are.
         """
-        frames = x.dim() == 5
+        frames = isinstance(x, Tensor) and x.dim() == 5
         _checks.check_tensor("x", x, ("N", self.in_channels, *("T" * frames), "H", "W"))
-        (stage,) = self.stages
+        stage = self.stage
         if not frames:
             return stage.f_key(x), stage.f_value(x)
         tall = x.flatten(2, 3)  # pixel by pixel it is the same
@@ -123,23 +143,18 @@ class APNB(nn.Module):
 
     def forward(self, x: Tensor, memory: Tensor | tuple[Tensor, Tensor] | None = None) -> Tensor:
         _checks.check_tensor("x", x, ("N", self.in_channels, "H", "W"))
-        (stage,) = self.stages
         if memory is None:
             query, value = self.embed(x)
             key = query
         else:
-            query = stage.f_query(x)
+            query = self.stage.f_query(x)
             key, value = self.embed(memory) if isinstance(memory, Tensor) else memory
         sizes = None if key.dim() == 3 else self.sizes  # (anchors were pooled before)
-        context = stage(query, key, value, sizes)
-        return self.conv_bn_dropout(torch.cat((context, x), 1))  # type: ignore[no-any-return]
-
-    def extra_repr(self) -> str:
-        return f"sizes={self.sizes!r}"
+        return self._join(self.stage(query, key, value, sizes), x)
 
 
-class AFNB(nn.Module):
-    """Asymmetric fusion non-local block: the pixels of a deep map read the anchors of another (ANN).
+class AFNB(_Block):
+    """Asymmetric fusion non-local block: a deep map's pixels read the anchors of another (ANN).
 
     As `APNB`, with key and value of a shallower map and a projection of its own for the query.
 
@@ -191,12 +206,9 @@ class AFNB(nn.Module):
         _checks.check_tensor("low", low, ("N", self.low_channels, "h", "w"))
         shape = (low.shape[0], self.high_channels, "H", "W")
         _checks.check_tensor("high", high, shape, like=low)
-        (stage,) = self.stages
+        stage = self.stage
         context = stage(stage.f_query(high), stage.f_key(low), stage.f_value(low), self.sizes)
-        return self.conv_bn_dropout(torch.cat((context, high), 1))  # type: ignore[no-any-return]
-
-    def extra_repr(self) -> str:
-        return f"sizes={self.sizes!r}"
+        return self._join(context, high)
 
 
 class TemporalMemoryAttention(nn.Module):

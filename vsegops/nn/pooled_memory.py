@@ -16,8 +16,8 @@ class PooledMemory(nn.Module):
     """The last frames of a video, pooled: each frame once, when it comes.
 
     Attention over a pyramid of T frames (`vsegops.asymmetric_attention` with `sizes`) needs no more
-    of a frame than its means at the spatial levels, some hundred anchors. They are what is kept, and
-    a read gives what pooling all T frames together would. It needs keys and values that do not
+    of a frame than its means at the spatial levels, some hundred anchors. They are what is kept,
+    and a read gives what pooling all T frames together would. It needs keys and values that do not
     depend on a frame's place in the memory: projections that the frames share. (TMANet's published
     head has a set of weights for each place; its frames have to be projected anew.)
 

@@ -7,6 +7,7 @@ autograd cannot be used inside a registered kernel. Here the similarity map is w
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ from .op import KEY, QUERY, VALUE, levels_of
 
 
 def pyramid_pool(input: Tensor, sizes: Sequence[int]) -> Tensor:
-    pool = F.adaptive_avg_pool2d if input.dim() == 4 else F.adaptive_avg_pool3d
+    pool: Any = F.adaptive_avg_pool2d if input.dim() == 4 else F.adaptive_avg_pool3d
     x = input.to(compute_dtype(input))
     levels = [pool(x, tuple(level)).flatten(2) for level in levels_of(sizes, input.dim() - 2)]
     return torch.cat(levels, 2).to(input.dtype)

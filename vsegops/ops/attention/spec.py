@@ -37,7 +37,7 @@ def eager_asymmetric_attention(
         scale = query.shape[1] ** -0.5
     similarity = torch.matmul(query.flatten(2).transpose(1, 2), k) * scale
     context = torch.matmul(v, similarity.softmax(-1).transpose(1, 2))
-    return context.unflatten(2, query.shape[2:])
+    return context.view(len(query), -1, *query.shape[2:])
 
 
 def eager_criss_cross_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -204,6 +204,14 @@ def _pool_operations(arguments: Mapping[str, Any], direction: str) -> int:
     return int(arguments["input"].numel() * len(arguments["sizes"]))
 
 
+def _row_means_bytes(arguments: Mapping[str, Any]) -> int:
+    """What the Triton kernels write between their two passes: each row's means over all columns."""
+    x = arguments["input"]
+    levels = pyramid_levels(arguments["sizes"], x.dim() - 2)
+    columns = sum({level[-1] for level in levels})
+    return int(x[..., 0].numel() * columns * max(x.element_size(), 4))
+
+
 def _attention_bytes(arguments: Mapping[str, Any], direction: str) -> int:
     query, key, value = (arguments[name] for name in ("query", "key", "value"))
     inputs = tensor_bytes(query, key, value)
@@ -266,8 +274,11 @@ _MISMATCHES = (
 )
 
 
-def _refused_sizes() -> tuple[Refused, ...]:
-    return tuple(Refused("sizes", lambda a, wrong=wrong: {**a, "sizes": wrong}) for wrong in _SIZES)
+def _with_sizes(sizes: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    return {**arguments, "sizes": sizes}
+
+
+_REFUSED_SIZES = tuple(Refused("sizes", partial(_with_sizes, sizes)) for sizes in _SIZES)
 
 
 OPERATORS = (
@@ -280,10 +291,11 @@ OPERATORS = (
         bytes_moved=_pool_bytes,
         operations=_pool_operations,
         differentiable=("input",),
+        scratch=_row_means_bytes,
         refused=(
             Refused("input", lambda a: {**a, "input": a["input"][:, :, :0]}),
             Refused("input", lambda a: {**a, "input": a["input"][..., 0]}),
-            *_refused_sizes(),
+            *_REFUSED_SIZES,
         ),
     ),
     OperatorSpec(
@@ -308,7 +320,7 @@ OPERATORS = (
             Refused("value", lambda a: {**a, "value": a["value"].flatten(2)}),
             Refused("scale", lambda a: {**a, "scale": float("nan")}),
             Refused("scale", lambda a: {**a, "scale": (1.0, 2.0)}),
-            *_refused_sizes(),
+            *_REFUSED_SIZES,
         ),
     ),
     OperatorSpec(
