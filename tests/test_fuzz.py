@@ -23,9 +23,12 @@ from vsegops import (
     guided_filter,
     label_edges,
     pyramid_pool,
+    upsample_argmax,
+    upsample_cross_entropy,
     warp_correct,
 )
 from vsegops._spec import Maker, OperatorSpec, specs
+from vsegops.ops.dense_head import INTEGERS
 
 EXAMPLES = os.environ.get("VSEGOPS_FUZZ_EXAMPLES")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # slow
@@ -226,3 +229,41 @@ def test_attentions(target: Target, data: st.DataObject):
         "scale": draw(st.one_of(st.none(), st.floats(-0.5, 0.5))),
     }
     check(draw, SPECS[operator.__name__], given)
+
+
+@fuzz
+@given(data=st.data())
+def test_dense_heads(target: Target, data: st.DataObject):
+    """Any two sizes, up and down: labels, or the loss with any target, weights and options."""
+    draw = data.draw
+    maker = draw(makers(target.device))
+    n, c = draw(st.integers(0, 2)), draw(CHANNELS)
+    logits = maker.features(n, c, draw(SIDES), draw(SIDES))
+    size, align_corners = (draw(SIDES), draw(SIDES)), draw(st.booleans())
+    if draw(st.booleans()):
+        given = {
+            "size": size,
+            "align_corners": align_corners,
+            "return_confidence": draw(st.booleans()),
+        }
+        check(draw, SPECS[upsample_argmax.__name__], {"logits": logits, **given})
+        return
+    options = {
+        "ignored": draw(st.sampled_from([0.0, 0.2, 0.9])),
+        "ignore_index": draw(st.integers(0, 127)),
+        "dtype": draw(st.sampled_from(INTEGERS)),
+    }
+    classes = maker.labels(n, *size, classes=c, **options)
+    classes[:, :1, :1] = (options["ignore_index"] + 1) % c if c > 1 else 0
+    reductions = ["none", "sum", "mean"]
+    if n == 0 or c == 1:  # a mean may be over nothing
+        reductions.remove("mean")
+    given = {
+        "target": classes,
+        "weight": maker.unit(c) if draw(st.booleans()) else None,
+        "ignore_index": options["ignore_index"],
+        "label_smoothing": draw(st.sampled_from([0.0, 0.1, 1.0])),
+        "reduction": draw(st.sampled_from(reductions)),
+        "align_corners": align_corners,
+    }
+    check(draw, SPECS[upsample_cross_entropy.__name__], {"logits": logits, **given})

@@ -336,9 +336,10 @@ def test_dense_head_variant_compiles(monkeypatch, tmp_path, layout, variant):
     dense_head.upsample_cross_entropy(*given, not each)
     dense_head.upsample_cross_entropy_backward(grad, *given)
     assert len(launches) == 5
-    index = triton.language.int64 if size[0] > 2**13 else triton.language.int32
+    wide = size[0] * size[1] >= 2**31  # addresses take twice the registers
     for launch in launches:
-        assert_fits(launch.compile(90), tmp_path, registers=168)
+        assert_fits(launch.compile(90), tmp_path, registers=224 if wide else 168)
+        index = triton.language.int64 if wide else triton.language.int32
         assert launch.constants["INDEX"] == index
 
 

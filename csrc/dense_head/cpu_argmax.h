@@ -101,13 +101,20 @@ template <int P, typename F>
 VSEGOPS_HD void store_bytes(const Chunk<F>& chunk, const index_t<Vector<F>>* labels, int32_t width,
                             uint8_t* row) {
   constexpr int n = kLanes<F>, words = (P + 3) / 4;
-  int32_t bytes[words * n];
+  index_t<Vector<F>> packed[words];
 #pragma GCC unroll 2
   for (int w = 0; w < words; ++w) {
-    index_t<Vector<F>> packed = labels[4 * w];
-    for (int k = 1; k < std::min(4, P - 4 * w); ++k) packed |= labels[4 * w + k] << (8 * k);
-    store_index(packed, bytes + w * n);
+    packed[w] = labels[4 * w];
+    for (int k = 1; k < std::min(4, P - 4 * w); ++k) packed[w] |= labels[4 * w + k] << (8 * k);
   }
+  if constexpr (P == 8 && std::is_same_v<F, float>) {
+    if (chunk.whole) {
+      return store_interleaved<float>((Vector<float>)packed[0], (Vector<float>)packed[1],
+                                      reinterpret_cast<float*>(row + chunk.begin[0]));
+    }
+  }
+  int32_t bytes[words * n];
+  for (int w = 0; w < words; ++w) store_index(packed[w], bytes + w * n);
   for (int w = words; w-- > 0;) {
     for (int i = 0; i < n; ++i) {
       const int32_t x = chunk.begin[i] + 4 * w;
@@ -121,27 +128,31 @@ VSEGOPS_HD void store_bytes(const Chunk<F>& chunk, const index_t<Vector<F>>* lab
   }
 }
 
+// Some cells of image n and their output rows, from `first` on, of which the fractions are given.
 template <typename T, typename F>
-void label_cells(const Argmax<T, F>& call, int64_t n, int32_t first_row, int32_t last_row,
-                 const ArgmaxScratch<F>& scratch, const Cells<F>& cells, int32_t cell) {
-  const Axis<F>&rows = call.upsampling.y, &columns = call.upsampling.x;
+void label_cells(const Argmax<T, F>& call, int64_t n, int32_t first, int32_t count,
+                 const F* fractions, const ArgmaxScratch<F>& scratch, const Cells<F>& cells,
+                 int32_t cell) {
+  const int32_t rows = call.upsampling.y.output, columns = call.upsampling.x.output;
   for_chunks(cells, cell, [&](auto phases, const Chunk<F>& chunk) {
     constexpr int P = phases;
-    for (int32_t y = first_row; y < last_row; ++y) {
-      const F fraction = rows.base(y).fraction;
-      const int64_t at = (n * rows.output + y) * columns.output;
+    for (int32_t r = 0; r < count; ++r) {
+      const F fraction = fractions[r];
+      const int64_t at = (n * rows + first + r) * columns;
       const Best<P, F> best = find_best<P>(scratch, fraction, chunk);
       if (call.labels) {
-        store_bytes<P>(chunk, best.label, columns.output, call.labels + at);
+        store_bytes<P>(chunk, best.label, columns, call.labels + at);
       } else {
         int32_t labels[P * kLanes<F>];
         for (int k = 0; k < P; ++k) store_index(best.label[k], labels + k * kLanes<F>);
-        scatter_columns(chunk, labels, call.wide_labels + at);
+        int32_t* const row = call.wide_labels + at;
+        for_pixels<P>(chunk, [&](int64_t x, int place) { row[x] = labels[place]; });
       }
       if (call.confidence) {
         F confidence[P * kLanes<F>];
         find_confidence<P>(scratch, call.logits.c, fraction, chunk, best, confidence);
-        scatter_columns(chunk, confidence, call.confidence + at);
+        F* const row = call.confidence + at;
+        for_pixels<P>(chunk, [&](int64_t x, int place) { row[x] = confidence[place]; });
       }
     }
   });
@@ -161,13 +172,13 @@ void argmax(const Argmax<T, F>& call, const Context& context) {
     for (int64_t k = begin; k < end; ++k) {
       const int64_t n = k / (x.h + 1);
       const int32_t row = static_cast<int32_t>(k % (x.h + 1));
-      const int32_t first = first_in(rows, row), last = first_in(rows, row + 1);
-      if (first == last) continue;
-      const F *top = source.row(n, row - 1), *bottom = source.row(n, row);
-      for (int32_t cell = 0; cell < cells.pitch; cell += kLanes<F>) {
-        scratch.read(top + cell, bottom + cell, source.pitch, x.c);
-        label_cells(call, n, first, last, scratch, cells, cell);
-      }
+      for_rows(rows, row, [&](int32_t first, int32_t count, const F* fractions) {
+        const F *top = source.row(n, row - 1), *bottom = source.row(n, row);
+        for (int32_t cell = 0; cell < cells.pitch; cell += kLanes<F>) {
+          scratch.read(top + cell, bottom + cell, source.pitch, x.c);
+          label_cells(call, n, first, count, fractions, scratch, cells, cell);
+        }
+      });
     }
   });
 }

@@ -40,6 +40,22 @@ int32_t first_in(const Axis<F>& axis, int32_t cell) {
   return low;
 }
 
+// Rows at a time.
+constexpr int32_t kRows = 8;
+
+// Calls `run(y, count, fractions)` for the output rows from y on in a row of cells, up to kRows at
+// a time.
+template <typename F, typename Run>
+void for_rows(const Axis<F>& axis, int32_t cell, const Run& run) {
+  const int32_t last = first_in(axis, cell + 1);
+  for (int32_t y = first_in(axis, cell); y < last; y += kRows) {
+    const int32_t count = std::min(kRows, last - y);
+    F fractions[kRows];
+    for (int32_t r = 0; r < count; ++r) fractions[r] = axis.base(y + r).fraction;
+    run(y, count, fractions);
+  }
+}
+
 // The output columns by cell. There are empty cells up to a whole vector.
 template <typename F>
 struct Cells {
@@ -86,18 +102,35 @@ template <typename F>
 struct Chunk {
   const F* const fractions;
   const int64_t pitch;
-  // The output columns of each lane.
+  // The output columns of each lane; `whole`: all lanes have all, one lane's beside the other's.
   int32_t begin[kLanes<F>], count[kLanes<F>];
+  bool whole = true;
 
   Chunk(const Cells<F>& cells, int32_t cell, int32_t phase, int32_t phases)
       : fractions(cells.fraction + int64_t(phase) * cells.pitch + cell), pitch(cells.pitch) {
     for (int i = 0; i < kLanes<F>; ++i) {
       begin[i] = cells.first[cell + i] + phase;
       count[i] = std::clamp(cells.first[cell + i + 1] - begin[i], 0, phases);
+      whole &= count[i] == phases && begin[i] == begin[0] + i * phases;
     }
   }
   VSEGOPS_HD Vector<F> fraction(int k) const { return load(fractions + k * pitch); }
 };
+
+// Calls `run(column, place)` for the output pixels of a row; phase k of lane i is in place
+// k * kLanes + i.
+template <int P, typename F, typename Run>
+VSEGOPS_HD void for_pixels(const Chunk<F>& chunk, const Run& run) {
+  for (int i = 0; i < kLanes<F>; ++i) {
+    const int64_t column = chunk.begin[i];
+    if (chunk.count[i] == P) {
+#pragma GCC unroll 8
+      for (int k = 0; k < P; ++k) run(column + k, k * kLanes<F> + i);
+    } else {
+      for (int k = 0; k < chunk.count[i]; ++k) run(column + k, k * kLanes<F> + i);
+    }
+  }
+}
 
 template <int P = kPhases, typename Run>
 void with_count(int count, const Run& run) {
@@ -120,15 +153,6 @@ void for_chunks(const Cells<F>& cells, int32_t cell, const Run& run) {
     with_count(end - phase,
                [&](auto phases) { run(phases, Chunk<F>(cells, cell, phase, phases)); });
     end = phase;
-  }
-}
-
-// Phases by lanes to the columns of a row.
-template <typename F, typename T>
-void scatter_columns(const Chunk<F>& chunk, const T* from, T* row) {
-  for (int i = 0; i < kLanes<F>; ++i) {
-    T* const to = row + chunk.begin[i];
-    for (int k = 0; k < chunk.count[i]; ++k) to[k] = from[k * kLanes<F> + i];
   }
 }
 

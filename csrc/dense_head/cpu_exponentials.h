@@ -16,15 +16,13 @@
 namespace vsegops::dense_head {
 namespace {
 
-constexpr int32_t kRows = 8;  // of a sequence, at most
-
 template <typename F>
 class Exponentials {
  public:
   const F step_x, step_y;  // from pixel to pixel, in pixels of the logits
-  // [C + 1][P][kLanes]; what stands for class C may be written and is finite.
-  F* values;
-  bool geometric;  // `values` after `next`: exponentials, or else logits less the largest
+  // [C + 1][P][kLanes]; class C stands for what is ignored.
+  F* const values;
+  bool geometric;
 
   static size_t bytes(int64_t classes) {
     return (classes * 8 + (classes + 1) * kPhases) * kVectorBytes + 3 * 64;
@@ -67,7 +65,6 @@ class Exponentials {
   template <int P>
   void start(const Chunk<F>& chunk, int32_t rows, F y, bool allowed) {
     using V = Vector<F>;
-    for (int k = 0; k < P; ++k) store(V{} + 1, values + (classes_ * P + k) * kLanes<F>);
     geometric = allowed && near_ && rows * P >= kFew;
     if (!geometric) return;
     const V x = chunk.fraction(0);
@@ -78,7 +75,7 @@ class Exponentials {
     }
   }
 
-  // The next row of a geometric sequence, and the sums of the classes.
+  // The next row of a geometric sequence, 0 for what is ignored, and the sums of the classes.
   template <int P>
   VSEGOPS_HD void advance(Vector<F>* sums) {
     using V = Vector<F>;
@@ -97,10 +94,14 @@ class Exponentials {
       sequences_[c].right = s.right + s.both + s.right * s.both;
     }
 #pragma GCC unroll 8
-    for (int k = 0; k < P; ++k) sums[k] = sum[k];
+    for (int k = 0; k < P; ++k) {
+      sums[k] = sum[k];
+      store(V{}, to + k * kLanes<F>);
+    }
   }
 
-  // The logits of a row less the largest of each pixel; then their exponentials, and the sums.
+  // The logits of a row less the largest of each pixel, 1 for what is ignored; then their
+  // exponentials, and the sums.
   template <int P>
   void subtract_largest(const Chunk<F>& chunk, F y) {
     using V = Vector<F>;
@@ -119,6 +120,7 @@ class Exponentials {
     for (int64_t c = 0; c < classes_; ++c) {
       for (int k = 0; k < P; ++k, to += kLanes<F>) store(load(to) - largest[k], to);
     }
+    for (int k = 0; k < P; ++k, to += kLanes<F>) store(V{} + 1, to);
   }
   template <int P>
   void exponentiate(Vector<F>* sums) {
@@ -131,6 +133,7 @@ class Exponentials {
         sums[k] += value;
       }
     }
+    for (int k = 0; k < P; ++k, to += kLanes<F>) store(Vector<F>{}, to);
   }
 
  private:

@@ -2,6 +2,8 @@
 // a logarithm and a look-up for each output pixel.
 #pragma once
 
+#include <numeric>
+
 #include "cpu_exponentials.h"
 #include "cpu_targets.h"
 
@@ -22,87 +24,10 @@ struct Sums {
   }
 };
 
-// What one row of a chunk needs, beside its exponentials.
+// Of the weights of C classes, which are 1 where there are none.
 template <typename F>
-struct LossRow {
-  const int32_t* labels;
-  const F* weights;  // [C + 1], of which the last, 0, is for what is ignored
-  F sum_of_weights;
-  F smoothing, classes;
-  F* losses;  // the row's, or null
-};
-
-// `weights` stays 0 in lanes without a pixel.
-template <int P, typename F>
-void pick(const Chunk<F>& chunk, const LossRow<F>& row, const F* values, F* picked, F* weights,
-          F* counted, int32_t none) {
-  constexpr int n = kLanes<F>;
-  for (int i = 0; i < n; ++i) {
-    const int32_t* const labels = row.labels + chunk.begin[i];
-    const auto pixel = [&](int k) {
-      const int64_t label = labels[k];
-      picked[k * n + i] = values[(label * P + k) * n + i];
-      weights[k * n + i] = row.weights[label];
-      if (counted) counted[k * n + i] = label != none;
-    };
-    if (chunk.count[i] == P) {
-#pragma GCC unroll 8
-      for (int k = 0; k < P; ++k) pixel(k);
-    } else {
-      for (int k = 0; k < chunk.count[i]; ++k) pixel(k);
-    }
-  }
-}
-
-template <int P, typename F>
-void loss_row(Exponentials<F>& exponentials, const Chunk<F>& chunk, F y, const LossRow<F>& row, int64_t classes, Sums<F>& sums) {
-  using V = Vector<F>;
-  constexpr int n = kLanes<F>;
-  F picked[P * n], weights[P * n] = {}, counted[P * n] = {}, losses[P * n];
-  V sum[P], smooth[P] = {};
-  std::fill_n(picked, P * n, F(1));
-  const bool smoothed = row.smoothing != 0;
-  if (exponentials.geometric) {
-    exponentials.template advance<P>(sum);
-  } else {
-    exponentials.template subtract_largest<P>(chunk, y);
-  }
-  pick<P>(chunk, row, exponentials.values, picked, weights, smoothed ? counted : nullptr, static_cast<int32_t>(classes));
-  if (smoothed) {
-    for (int64_t c = 0; c < classes; ++c) {
-      for (int k = 0; k < P; ++k) {
-        smooth[k] += row.weights[c] * load(exponentials.values + (c * P + k) * n);
-      }
-    }
-  }
-  if (!exponentials.geometric) exponentials.template exponentiate<P>(sum);
-  V row_sum{}, row_total{};
-  for (int k = 0; k < P; ++k) {
-    const V weight = load(weights + k * n), of_target = load(picked + k * n);
-    V loss = exponentials.geometric ? log(sum[k] / of_target) : log(sum[k]) - of_target;
-    loss = weight != 0 ? weight * loss : V{};
-    if (smoothed) {
-      const V even = (row.sum_of_weights * log(sum[k]) - smooth[k]) / row.classes;
-      loss = load(counted + k * n) != 0 ? loss + row.smoothing * (even - loss) : V{};
-    }
-    row_sum += loss;
-    row_total += weight;
-    if (row.losses) store(loss, losses + k * n);
-  }
-  if (row.losses) {
-    scatter_columns(chunk, losses, row.losses);
-  } else {
-    sums.add(row_sum, row_total);
-  }
-}
-
-// The weights of C classes and 0; and their sum.
-template <typename F>
-F copy_weights(const F* weight, int64_t classes, F* weights) {
-  double sum = 0;
-  for (int64_t c = 0; c < classes; ++c) sum += weights[c] = weight ? weight[c] : F(1);
-  weights[classes] = 0;
-  return static_cast<F>(sum);
+F sum_of(const F* weights, int64_t classes) {
+  return static_cast<F>(weights ? std::accumulate(weights, weights + classes, 0.0) : classes);
 }
 
 template <typename T, typename F>
@@ -115,23 +40,37 @@ class LossPass {
         rows_(call.upsampling.y),
         classes_(call.logits.c),
         arena_(Cells<F>::bytes(columns_) + SourceRows<T, F>::bytes(call.logits, columns_) +
-                   Exponentials<F>::bytes(classes_) + (classes_ + 17) * sizeof(F) +
+                   Exponentials<F>::bytes(classes_) +
                    (kRows * int64_t(columns_.output) + 16) * sizeof(int32_t),
                context),
         cells_(arena_, columns_),
         source_(arena_, call.logits, call.channels_last, columns_),
         exponentials_(arena_, classes_, call.upsampling),
-        weights_(arena_.take<F>(classes_ + 1)),
         labels_(arena_.take<int32_t>(kRows * int64_t(columns_.output))),
-        sum_of_weights_(copy_weights(call.weight, classes_, weights_)) {}
+        sum_of_weights_(sum_of(call.weight, classes_)) {}
 
   // Row `row` of the cells of image n; the sums of its losses and weights.
   void run(int64_t n, int32_t row, double* sums) {
-    const int32_t first = first_in(rows_, row), last = first_in(rows_, row + 1);
     Sums<F> lanes;
-    for (int32_t y = first; y < last; y += kRows) {
-      run(n, row, y, std::min(kRows, last - y), lanes);
-    }
+    for_rows(rows_, row, [&](int32_t first, int32_t count, const F* fractions) {
+      const F *top = source_.row(n, row - 1), *bottom = source_.row(n, row);
+      for (int32_t r = 0; r < count; ++r) {
+        targets_.read(n, first + r, labels_ + r * columns_.output);
+      }
+      for (int32_t cell = 0; cell < cells_.pitch; cell += kLanes<F>) {
+        exponentials_.read(top + cell, bottom + cell, source_.pitch);
+        for_chunks(cells_, cell, [&](auto phases, const Chunk<F>& chunk) {
+          constexpr int P = phases;
+          exponentials_.template start<P>(chunk, count, fractions[0], call_.label_smoothing == 0);
+          std::fill_n(weights_, P * kLanes<F>, F(1));
+          for (int32_t r = 0; r < count; ++r) {
+            const int32_t* const labels = labels_ + r * columns_.output;
+            targets_.fetch(n, first + r + count, chunk.begin[0], P * kLanes<F>);
+            add_row<P>(chunk, fractions[r], labels, (n * rows_.output + first + r), lanes);
+          }
+        });
+      }
+    });
     sums[0] = sums[1] = 0;
     for (int i = 0; i < kLanes<F>; ++i) {
       sums[0] += lanes.loss[i];
@@ -140,25 +79,54 @@ class LossPass {
   }
 
  private:
-  void run(int64_t n, int32_t row, int32_t first, int32_t count, Sums<F>& sums) {
-    const F *top = source_.row(n, row - 1), *bottom = source_.row(n, row);
-    const int64_t width = columns_.output;
-    for (int32_t r = 0; r < count; ++r) targets_.read(n, first + r, labels_ + r * width);
-    for (int32_t cell = 0; cell < cells_.pitch; cell += kLanes<F>) {
-      exponentials_.read(top + cell, bottom + cell, source_.pitch);
-      for_chunks(cells_, cell, [&](auto phases, const Chunk<F>& chunk) {
-        constexpr int P = phases;
-        exponentials_.template start<P>(chunk, count, rows_.base(first).fraction,
-                                        call_.label_smoothing == 0);
-        for (int32_t r = 0; r < count; ++r) {
-          const int32_t y = first + r;
-          F* const losses = call_.losses ? call_.losses + (n * rows_.output + y) * width : nullptr;
-          loss_row<P>(exponentials_, chunk, rows_.base(y).fraction,
-                      {labels_ + r * width, weights_, sum_of_weights_, call_.label_smoothing,
-                       F(classes_), losses},
-                      classes_, sums);
-        }
+  template <int P>
+  void add_row(const Chunk<F>& chunk, F y, const int32_t* labels, int64_t line, Sums<F>& sums) {
+    using V = Vector<F>;
+    constexpr int n = kLanes<F>;
+    const bool geometric = exponentials_.geometric;
+    const F* const values = exponentials_.values;
+    const F none = geometric ? 0 : 1;  // what is picked of what is ignored, and of no class
+    const F* const class_weights = call_.weight;
+    const F smoothing = call_.label_smoothing;
+    V sum[P], smooth[P] = {};
+    if (geometric) {
+      exponentials_.template advance<P>(sum);
+    } else {
+      exponentials_.template subtract_largest<P>(chunk, y);
+      for (int64_t c = 0; smoothing != 0 && c < classes_; ++c) {
+        const F weight = class_weights ? class_weights[c] : F(1);
+        for (int k = 0; k < P; ++k) smooth[k] += weight * load(values + (c * P + k) * n);
+      }
+    }
+    F picked[P * n];
+    if (!chunk.whole) std::fill_n(picked, P * n, none);
+    for_pixels<P>(chunk, [&](int64_t x, int place) {
+      picked[place] = values[int64_t(labels[x]) * (P * n) + place];
+    });
+    if (class_weights) {
+      for_pixels<P>(chunk, [&](int64_t x, int place) {
+        weights_[place] = class_weights[std::min<int64_t>(labels[x], classes_ - 1)];
       });
+    }
+    if (!geometric) exponentials_.template exponentiate<P>(sum);
+    V row_sum{}, row_total{};
+    F losses[P * n];
+    for (int k = 0; k < P; ++k) {
+      const V target = load(picked + k * n), weight = load(weights_ + k * n);
+      V loss = weight * (geometric ? log(sum[k] / target) : log(sum[k]) - target);
+      if (smoothing != 0) {
+        const V even = (sum_of_weights_ * log(sum[k]) - smooth[k]) / F(classes_);
+        loss += smoothing * (even - loss);
+      }
+      row_sum += loss = target != none ? loss : V{};
+      row_total += target != none ? weight : V{};
+      store(loss, losses + k * n);
+    }
+    if (call_.losses) {
+      F* const row = call_.losses + line * columns_.output;
+      for_pixels<P>(chunk, [&](int64_t x, int place) { row[x] = losses[place]; });
+    } else {
+      sums.add(row_sum, row_total);
     }
   }
 
@@ -170,15 +138,16 @@ class LossPass {
   const Cells<F> cells_;
   SourceRows<T, F> source_;
   Exponentials<F> exponentials_;
-  F* const weights_;
-  int32_t* const labels_;
+    int32_t* const labels_;
   const F sum_of_weights_;
+  F weights_[kPhases * kLanes<F>];  // of the pixels of a row of a chunk
 };
 
 template <typename T, typename F>
 void loss(const LossForward<T, F>& call, const Context& context) {
   const View<const T>& x = call.logits;
-  const Targets targets(call.target, x.c, call.ignore_index, call.upsampling.x.output);
+  const Targets targets(call.target, x.c, call.ignore_index, call.upsampling.y.output,
+                        call.upsampling.x.output);
   const int64_t count = x.n * (x.h + 1);
   double* const sums = thread_scratch<double, Sums<F>>(2 * count);
   torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {

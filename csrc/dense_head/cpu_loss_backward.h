@@ -16,29 +16,6 @@
 namespace vsegops::dense_head {
 namespace {
 
-// Per class, and for C, which stands for what is ignored.
-template <typename F>
-struct Masses {
-  F* mass;   // m
-  F* share;  // (1 - s) w / m
-  F* even;   // s / C w
-
-  static size_t bytes(int64_t classes) { return 3 * (classes + 17) * sizeof(F); }
-
-  Masses(Arena& arena, const F* weight, int64_t classes, F smoothing)
-      : mass(arena.take<F>(classes + 1)),
-        share(arena.take<F>(classes + 1)),
-        even(arena.take<F>(classes + 1)) {
-    const F sum = copy_weights(weight, classes, mass);
-    for (int64_t c = 0; c <= classes; ++c) {
-      const F sharp = (1 - smoothing) * mass[c];
-      even[c] = smoothing / F(classes) * mass[c];
-      mass[c] = c < classes ? sharp + smoothing / F(classes) * sum : F(0);
-      share[c] = sharp != 0 ? sharp / mass[c] : F(0);
-    }
-  }
-};
-
 // Two rows of the gradient, laid out as those of the logits: `upper` and `lower` of the cells.
 template <typename T, typename F>
 class GradientRows {
@@ -94,14 +71,6 @@ class GradientRows {
   const int64_t pitch_;
 };
 
-template <typename F>
-struct GradientRow {
-  const int32_t* labels;
-  const F* grad;  // the row's, or
-  F reduced;      // one for all
-  bool smoothed;
-};
-
 template <typename T, typename F>
 class LossBackwardPass {
  public:
@@ -113,15 +82,15 @@ class LossBackwardPass {
         classes_(call.logits.c),
         arena_(Cells<F>::bytes(columns_) + SourceRows<T, F>::bytes(call.logits, columns_) +
                    GradientRows<T, F>::bytes(call.d_logits, columns_) +
-                   Exponentials<F>::bytes(classes_) + Masses<F>::bytes(classes_) +
-                   4 * (classes_ + 1) * kVectorBytes +
+                   Exponentials<F>::bytes(classes_) + 4 * (classes_ + 1) * kVectorBytes +
                    (kRows * int64_t(columns_.output) + 16) * sizeof(int32_t),
                context),
         cells_(arena_, columns_),
         source_(arena_, call.logits, call.channels_last, columns_),
         gradient_(arena_, call.d_logits, call.channels_last, columns_),
         exponentials_(arena_, classes_, call.upsampling),
-        masses_(arena_, call.weight, classes_, call.label_smoothing),
+        even_(call.label_smoothing / F(classes_)),
+        even_mass_(even_ * sum_of(call.weight, classes_)),
         labels_(arena_.take<int32_t>(kRows * int64_t(columns_.output))) {
     for (Vector<F>*& corner : corners_) corner = arena_.take<Vector<F>>(classes_);
   }
@@ -143,40 +112,36 @@ class LossBackwardPass {
     // What is above the first row of pixels or below the last is that row itself.
     F* const upper = row > 0 ? gradient_.upper : gradient_.lower;
     F* const lower = row < rows_.source ? gradient_.lower : gradient_.upper;
-    const int32_t last = first_in(rows_, row + 1);
-    for (int32_t y = first_in(rows_, row); y < last; y += kRows) {
-      add_cells(n, row, y, std::min(kRows, last - y), upper, lower);
-    }
-  }
-
-  void add_cells(int64_t n, int32_t row, int32_t first, int32_t count, F* upper, F* lower) {
-    const F *top = source_.row(n, row - 1), *bottom = source_.row(n, row);
-    const int64_t width = columns_.output;
-    for (int32_t r = 0; r < count; ++r) targets_.read(n, first + r, labels_ + r * width);
-    for (int32_t cell = 0; cell < cells_.pitch; cell += kLanes<F>) {
-      exponentials_.read(top + cell, bottom + cell, source_.pitch);
-      for_chunks(cells_, cell, [&](auto phases, const Chunk<F>& chunk) {
-        constexpr int P = phases;
-        exponentials_.template start<P>(chunk, count, rows_.base(first).fraction, true);
-        for (Vector<F>* corner : corners_) std::fill_n(corner, classes_, Vector<F>{});
-        for (int32_t r = 0; r < count; ++r) {
-          const int32_t y = first + r;
-          const F* grad =
-              call_.reduced ? nullptr : call_.grad + (n * rows_.output + y) * width;
-          add_row<P>(chunk, rows_.base(y).fraction,
-                     {labels_ + r * width, grad, call_.reduced ? *call_.grad : F(1),
-                      call_.label_smoothing != 0});
-        }
-        gradient_.add(upper, cell, corners_[0], corners_[1]);
-        gradient_.add(lower, cell, corners_[2], corners_[3]);
-      });
-    }
+    for_rows(rows_, row, [&](int32_t first, int32_t count, const F* fractions) {
+      const F *top = source_.row(n, row - 1), *bottom = source_.row(n, row);
+      for (int32_t r = 0; r < count; ++r) {
+        targets_.read(n, first + r, labels_ + r * columns_.output);
+      }
+      for (int32_t cell = 0; cell < cells_.pitch; cell += kLanes<F>) {
+        exponentials_.read(top + cell, bottom + cell, source_.pitch);
+        for_chunks(cells_, cell, [&](auto phases, const Chunk<F>& chunk) {
+          constexpr int P = phases;
+          exponentials_.template start<P>(chunk, count, fractions[0], true);
+          std::fill_n(weights_, P * kLanes<F>, F(1));
+          std::fill_n(grads_, P * kLanes<F>, call_.reduced ? *call_.grad : F(0));
+          for (Vector<F>* corner : corners_) std::fill_n(corner, classes_, Vector<F>{});
+          for (int32_t r = 0; r < count; ++r) {
+            targets_.fetch(n, first + r + count, chunk.begin[0], P * kLanes<F>);
+            add_row<P>(chunk, fractions[r], labels_ + r * columns_.output, n * rows_.output + first + r);
+          }
+          gradient_.add(upper, cell, corners_[0], corners_[1]);
+          gradient_.add(lower, cell, corners_[2], corners_[3]);
+        });
+      }
+    });
   }
 
   template <int P>
-  void add_row(const Chunk<F>& chunk, F y, const GradientRow<F>& row) {
+  void add_row(const Chunk<F>& chunk, F y, const int32_t* labels, int64_t line) {
     using V = Vector<F>;
     constexpr int n = kLanes<F>;
+    F* const values = exponentials_.values;
+    const F* const class_weights = call_.weight;
     V sum[P];
     if (exponentials_.geometric) {
       exponentials_.template advance<P>(sum);
@@ -184,18 +149,39 @@ class LossBackwardPass {
       exponentials_.template subtract_largest<P>(chunk, y);
       exponentials_.template exponentiate<P>(sum);
     }
-    F sums[P * n], factors[P * n] = {}, grads[P * n] = {};
-    for (int k = 0; k < P; ++k) store(sum[k], sums + k * n);
-    subtract_target<P>(chunk, row, sums, factors, grads);
-    V factor[P], right_factor[P], grad{}, right_grad{};
-    for (int k = 0; k < P; ++k) {
-      const V x = chunk.fraction(k), g = load(grads + k * n);
-      factor[k] = load(factors + k * n) / sum[k];
-      right_factor[k] = factor[k] * x;
-      grad += g;
-      right_grad += g * x;
+    if (class_weights) {
+      for_pixels<P>(chunk, [&](int64_t x, int place) {
+        weights_[place] = class_weights[std::min<int64_t>(labels[x], classes_ - 1)];
+      });
     }
-    const F* from = exponentials_.values;
+    if (!call_.reduced) {
+      const F* const grad = call_.grad + line * columns_.output;
+      for_pixels<P>(chunk, [&](int64_t x, int place) { grads_[place] = grad[x]; });
+    }
+    F parts[P * n], picked[P * n];
+    V mass[P];
+    for (int k = 0; k < P; ++k) {
+      const V sharp = (1 - call_.label_smoothing) * load(weights_ + k * n);
+      mass[k] = sharp + even_mass_;
+      store(sharp != 0 ? sum[k] * (sharp / mass[k]) : V{}, parts + k * n);
+    }
+    if (!chunk.whole) std::fill_n(picked, P * n, F(0));
+    for_pixels<P>(chunk, [&](int64_t x, int place) {
+      F* const value = values + int64_t(labels[x]) * (P * n) + place;
+      picked[place] = *value;
+      *value -= parts[place];
+    });
+    V factor[P], right_factor[P], even{}, right_even{};
+#pragma GCC unroll 8
+    for (int k = 0; k < P; ++k) {
+      const V x = chunk.fraction(k);
+      const V grad = load(picked + k * n) != 0 ? load(grads_ + k * n) : V{};
+      factor[k] = grad * mass[k] / sum[k];
+      right_factor[k] = factor[k] * x;
+      even += even_ * grad;
+      right_even += even_ * grad * x;
+    }
+    const F* from = values;
     for (int64_t c = 0; c < classes_; ++c, from += P * n) {
       V all{}, right{};
 #pragma GCC unroll 8
@@ -204,40 +190,16 @@ class LossBackwardPass {
         all += factor[k] * value;
         right += right_factor[k] * value;
       }
-      if (row.smoothed) {
-        all -= masses_.even[c] * grad;
-        right -= masses_.even[c] * right_grad;
+      if (even_ != 0) {
+        const F weight = class_weights ? class_weights[c] : F(1);
+        all -= weight * even;
+        right -= weight * right_even;
       }
       const V left = all - right;
       corners_[0][c] += left - y * left;
       corners_[1][c] += right - y * right;
       corners_[2][c] += y * left;
       corners_[3][c] += y * right;
-    }
-  }
-
-  // The targets' part: of `exponentials_.values`, the factors g m, and g where it is not ignored.
-  template <int P>
-  void subtract_target(const Chunk<F>& chunk, const GradientRow<F>& row, const F* sums, F* factors,
-                       F* grads) {
-    constexpr int n = kLanes<F>;
-    F* const values = exponentials_.values;
-    for (int i = 0; i < n; ++i) {
-      const int32_t* const labels = row.labels + chunk.begin[i];
-      const F* const grad = row.grad ? row.grad + chunk.begin[i] : nullptr;
-      const auto pixel = [&](int k) {
-        const int64_t label = labels[k];
-        const F g = grad ? grad[k] : row.reduced;
-        factors[k * n + i] = g * masses_.mass[label];
-        if (row.smoothed) grads[k * n + i] = label < classes_ ? g : F(0);
-        values[(label * P + k) * n + i] -= sums[k * n + i] * masses_.share[label];
-      };
-      if (chunk.count[i] == P) {
-#pragma GCC unroll 8
-        for (int k = 0; k < P; ++k) pixel(k);
-      } else {
-        for (int k = 0; k < chunk.count[i]; ++k) pixel(k);
-      }
     }
   }
 
@@ -250,15 +212,18 @@ class LossBackwardPass {
   SourceRows<T, F> source_;
   GradientRows<T, F> gradient_;
   Exponentials<F> exponentials_;
-  const Masses<F> masses_;
+  const F even_, even_mass_;  // s / C; times the sum of all weights
   int32_t* const labels_;
+  // Of the pixels of a row of a chunk.
+  F weights_[kPhases * kLanes<F>], grads_[kPhases * kLanes<F>];
   Vector<F>* corners_[4];  // the gradients of the corners at hand: top left, top right, bottom ...
 };
 
 template <typename T, typename F>
 void loss_backward(const LossBackward<T, F>& call, const Context& context) {
   const View<const T>& x = call.logits;
-  const Targets targets(call.target, x.c, call.ignore_index, call.upsampling.x.output);
+  const Targets targets(call.target, x.c, call.ignore_index, call.upsampling.y.output,
+                        call.upsampling.x.output);
   // Enough rows at a time that those computed twice do not count.
   const int64_t least = 8;
   torch::stable::parallel_for(0, x.n * x.h, least, [&](int64_t begin, int64_t end) {
