@@ -18,7 +18,8 @@ struct ArgmaxCall {
 // and output pixel: some 40 operations a byte, so arithmetic bounds it. The corners come from the
 // level 1 cache, four reads a class for up to kRows pixels.
 template <bool Sure, typename T, typename F>
-__global__ void __launch_bounds__(kColumns) argmax_kernel(const ArgmaxCall<T, F> call) {
+__global__ void __launch_bounds__(kColumns, sizeof(F) == 4 ? 7 : 4)
+    argmax_kernel(const ArgmaxCall<T, F> call) {
   const Tiling<T, F>& tiling = call.tiling;
   const Rows<F> rows(tiling);
   if (rows.row >= rows.end) return;

@@ -1,6 +1,8 @@
 // The CUDA kernels of the loss.
 #pragma once
 
+#include <optional>
+
 #include "cuda_softmax.h"
 
 namespace vsegops::dense_head {
@@ -71,19 +73,26 @@ __device__ double2 sum_block(double2 mine) {
   return mine;
 }
 
-// sum_c w_c Z_c and sum_c w_c in a column; the former is a line as well.
+// Sums over the classes of a column: of w_c, and of w_c (Z_c - Z_0), which is a line as well.
 template <typename F>
 struct Weighted {
-  F start = F(0), slope = F(0), weight = F(0);
+  F weight = F(0);
+  Line<F> first{}, rest{};
 
   template <typename T>
   __device__ void add(const Column<T, F>& column, const Terms<F>& terms) {
+    first = column.line(0);
     column.each(0, terms.classes, [&](int32_t c, const Line<F>& line) {
       const F w = terms.weight_of(c);
-      start += w * line.start;
-      slope += w * line.slope;
       weight += w;
+      rest.start += w * (line.start - first.start);
+      rest.slope += w * (line.slope - first.slope);
     });
+  }
+
+  // sum_c w_c l_c
+  __device__ F loss(F log_sum, F y) const {
+    return weight * (log_sum - (first.start + y * first.slope)) - (rest.start + y * rest.slope);
   }
 };
 
@@ -91,7 +100,8 @@ struct Weighted {
 // operations for each column of a cell, and a multiplication and an addition for each output pixel:
 // some 5 operations a class and pixel at ratio 8. Arithmetic bounds it.
 template <typename T, typename F>
-__global__ void __launch_bounds__(kColumns) loss_kernel(const LossCall<T, F> call) {
+__global__ void __launch_bounds__(kColumns, sizeof(F) == 4 ? 5 : 4)
+    loss_kernel(const LossCall<T, F> call) {
   const Tiling<T, F>& tiling = call.tiling;
   const Terms<F>& terms = call.terms;
   const Rows<F> rows(tiling);
@@ -116,10 +126,7 @@ __global__ void __launch_bounds__(kColumns) loss_kernel(const LossCall<T, F> cal
           const Line<F> line = column.line(max(label, 0));
           const F y = start + F(r) * tiling.step;
           loss = (F(1) - terms.smoothing) * weight * (log_sum - (line.start + y * line.slope));
-          if (terms.smoothing != F(0)) {
-            loss += terms.even_share() *
-                    (weighted.weight * log_sum - (weighted.start + y * weighted.slope));
-          }
+          if (terms.smoothing != F(0)) loss += terms.even_share() * weighted.loss(log_sum, y);
         }
         sums.x += loss;
         sums.y += weight;
@@ -162,10 +169,13 @@ template <typename T, typename F>
 void loss(const LossForward<T, F>& given, const Context& context) {
   check("logits", given.logits);
   LossCall<T, F> call{Tiling<T, F>(given), Terms<F>(given), given.losses, nullptr};
-  const int64_t blocks = given.logits.n * call.tiling.lines * call.tiling.tiles;
-  if (given.losses) return launch_tiles(loss_kernel<T, F>, call, 0, context);
-  const Tensor partial = context.scratch(blocks, &call.partial);
+  const int64_t pixels =
+      given.logits.n * int64_t(given.upsampling.y.output) * given.upsampling.x.output;
+  const int64_t blocks = pixels > 0 ? given.logits.n * call.tiling.lines * call.tiling.tiles : 0;
+  std::optional<Tensor> partial;
+  if (given.sum) partial.emplace(context.scratch(blocks, &call.partial));
   if (blocks > 0) launch_tiles(loss_kernel<T, F>, call, 0, context);
+  if (!given.sum) return;
   launch(sum_kernel<F>, dim3(1), dim3(kSumThreads), 0, context.stream(), call.partial, blocks,
          given.sum, given.total);
 }

@@ -102,7 +102,8 @@ __device__ void flush(const GradientCall<T, F>& call, const Rows<F>& rows, const
 // of the exponentials, then a multiplication and two multiply-adds: some 12 operations a class and
 // pixel. Arithmetic bounds it.
 template <typename T, typename F>
-__global__ void __launch_bounds__(kColumns) cells_kernel(const GradientCall<T, F> call) {
+__global__ void __launch_bounds__(kColumns, sizeof(F) == 4 ? 4 : 3)
+    cells_kernel(const GradientCall<T, F> call) {
   __shared__ F fractions[kColumns];
   Sides<F>* const sums = dynamic_shared<Sides<F>>();  // [class][column]
   const Tiling<T, F>& tiling = call.tiling;

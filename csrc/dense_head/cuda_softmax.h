@@ -38,7 +38,7 @@ class Softmax {
       each(line, [&](int r, F e) { sums_[r] += e; });
     });
     if constexpr (R > 1) {
-      exact = F(R - 1) * steepest <= kClimb;
+      exact = classes > 1 && F(R - 1) * steepest <= kClimb;  // (one class alone: exactly 1)
 #pragma unroll
       for (int r = 0; r < R; ++r) exact = exact && sums_[r] >= kLeast;  // (not NaN)
     }
