@@ -20,7 +20,7 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("tqdm")
 
 from bench import __main__ as command
-from bench import agreement, plot, report, targets, timing
+from bench import agreement, plot, report, targets, temporal, timing
 from bench.cases import Selection
 from bench.compare import compare
 from bench.measure import run
@@ -255,3 +255,18 @@ def test_samples_are_interleaved_and_rotated() -> None:
     assert "".join(timed).upper() == "".join(untimed).upper() == "ABCBCACAB"
     assert all(before != then for before, then in zip(untimed, timed, strict=True))
     assert {name: len(taken) for name, taken in samples.items()} == {"A": 3, "B": 3, "C": 3}
+
+
+def test_temporal_attention_is_measured_and_drawn(tmp_path: Path) -> None:
+    clock, size = timing.CpuClock(evicted=4096), (3, 4)
+    found = {
+        "environment": {"cpu": "a processor", "torch": torch.__version__},
+        "sizes": [temporal.measure(clock, 2, size)],
+        "frames": [temporal.measure(clock, frames, size) for frames in (1, 2)],
+        "stream": [temporal.stream(clock, 2, size)],
+    }
+    assert len(found["sizes"][0]["ways"]) == len(found["stream"][0]["ways"]) == 4
+    temporal.draw(found, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
+    recorded = json.loads(temporal.RESULTS.read_text())
+    assert recorded.keys() == {"environment", "levels", "sizes", "frames", "stream"}

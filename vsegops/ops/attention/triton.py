@@ -66,9 +66,12 @@ def _products(
     """sum_c a(p)_c * b(s)_c: [positions, anchors]"""
     total = tl.zeros((p.shape[0], s.shape[0]), F)
     for start in range(0, C, BLOCK_K):
-        c = start + tl.arange(0, BLOCK_K)
-        total = dot(_tile_of(a, p, P, c, C, a_p, a_c), tl.trans(_tile_of(b, s, S, c, C, b_s, b_c)),
-                    total)  # fmt: skip
+        c = (start + tl.arange(0, BLOCK_K)).to(p.dtype)
+        at_a = a + p[:, None] * a_p + c[None, :] * a_c
+        at_b = b + c[:, None] * b_c + s[None, :] * b_s
+        of_a = tl.load(at_a, mask=(p < P)[:, None] & (c < C)[None, :], other=0.0)
+        of_b = tl.load(at_b, mask=(c < C)[:, None] & (s < S)[None, :], other=0.0)
+        total = dot(of_a, of_b, total)
     return total
 
 

@@ -147,17 +147,19 @@ def _pool_backward(
         first_frame, last_frame = _bins((row // H).to(INDEX), T, FRAMES[level])
         first_row, last_row = _bins((row % H).to(INDEX), H, HEIGHTS[level])
         first, last = _bins(w, W, WIDTHS[level])
-        for t in range(first_frame, last_frame):
-            t0, t1 = _bins(t, FRAMES[level], T)
-            for h in range(first_row, last_row):
-                h0, h1 = _bins(h, HEIGHTS[level], H)
-                band = ANCHORS[level] + (t * HEIGHTS[level] + h) * WIDTHS[level]
-                for also in range(0, (WIDTHS[level] + W - 1) // W + 1):
-                    j = first + also
-                    w0, w1 = _bins(j, WIDTHS[level], W)
-                    read = real[:, None] & ((j < last) & (w < W))[None, :]
-                    g = tl.load(grad + ((band + j) * grad_s)[None, :], mask=read, other=0.0)
-                    d += g.to(F) / ((t1 - t0) * (h1 - h0) * (w1 - w0)).to(F)[None, :]
+        for also in range(0, (WIDTHS[level] + W - 1) // W + 1):
+            j = first + also
+            left, right = _bins(j, WIDTHS[level], W)
+            read = real[:, None] & ((j < last) & (w < W))[None, :]
+            sums = tl.zeros((BLOCK_C, BLOCK_W), F)
+            for t in range(first_frame, last_frame):
+                front, back = _bins(t, FRAMES[level], T)
+                for h in range(first_row, last_row):
+                    top, bottom = _bins(h, HEIGHTS[level], H)
+                    at = ANCHORS[level] + (t * HEIGHTS[level] + h) * WIDTHS[level] + j
+                    g = tl.load(grad + (at * grad_s)[None, :], mask=read, other=0.0)
+                    sums += g.to(F) / ((back - front) * (bottom - top)).to(F)
+            d += sums / (right - left).to(F)[None, :]
     d_input += n * d_n + row.to(INDEX) * d_row + (channel.to(INDEX) * d_c)[:, None]
     d = rounded(d, d_input.dtype.element_ty)
     tl.store(d_input + (w * d_w)[None, :], d, mask=real[:, None] & (w < W)[None, :])
