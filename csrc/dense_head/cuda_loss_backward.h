@@ -96,14 +96,12 @@ __device__ void flush(const GradientCall<T, F>& call, const Rows<F>& rows, const
   }
 }
 
-// Moves each logit and target once and, at ratio 8, writes a third of a float for eight classes of
-// an output pixel. A class costs a column of a cell some 60 operations, of them four exponentials
-// (twice those of loss_kernel), and each output pixel a multiplication and an addition for the sum
-// of the exponentials, then a multiplication and two multiply-adds: some 12 operations a class and
-// pixel. Arithmetic bounds it.
+// Moves each logit and target once and, at ratio 8, writes a seventh of a byte for each class and
+// output pixel. A column of a cell costs a class some 50 operations, of them four exponentials, and
+// each output pixel a multiplication and an addition for the sum of the exponentials, then a
+// multiplication and two multiply-adds: some 12 operations a class and pixel. Arithmetic bounds it.
 template <typename T, typename F>
-__global__ void __launch_bounds__(kColumns, sizeof(F) == 4 ? 4 : 3)
-    cells_kernel(const GradientCall<T, F> call) {
+__global__ void __launch_bounds__(kColumns, 3) cells_kernel(const GradientCall<T, F> call) {
   __shared__ F fractions[kColumns];
   Sides<F>* const sums = dynamic_shared<Sides<F>>();  // [class][column]
   const Tiling<T, F>& tiling = call.tiling;
