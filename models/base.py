@@ -65,12 +65,15 @@ class Model(OperatorModule):
         preprocess: makes its input of frames.
         align_corners: how its logits are enlarged to the frame's size, as published.
         unused_prefixes: what entries begin with that published files hold and inference never uses.
+        separate_files: what the entries of each file begin with, where several are published. Any
+            of them loads alone.
     """
 
     num_classes: int
     preprocess: Preprocess = IMAGENET
     align_corners: bool
     unused_prefixes: tuple[str, ...] = ()
+    separate_files: tuple[tuple[str, ...], ...] = ()
 
     def labels(self, logits: Tensor, size: Sequence[int]) -> Tensor:
         """Logits as labels `[N, *size]`, enlarged and decided in one pass (`upsample_argmax`)."""

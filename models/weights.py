@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from argparse import Namespace
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -14,10 +15,11 @@ from torch import Tensor, nn
 
 from vsegops._checks import describe
 
-#: What published files hold beside tensors: results such as `mean_iu`, as NumPy scalars. Files of
-#: NumPy 1 and 2 name the function that makes them differently.
+#: What published files hold beside tensors: results such as `mean_iu`, as NumPy scalars (files of
+#: NumPy 1 and 2 name the function that makes them differently), and GSVNet's its command line.
 _SCALAR = np.float64(0).__reduce__()[0]
-_NUMPY: list[Any] = [
+_ALLOWED: list[Any] = [
+    Namespace,
     np.dtype,
     *((_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
     *(type(np.dtype(name)) for name in ("f8", "f4", "f2", "i8", "i4", "i2", "u1", "?")),
@@ -32,7 +34,8 @@ class Loaded(NamedTuple):
 
     Attributes:
         unused: entries of the file that inference never uses and this model does not have.
-        initial: entries of this model that the file does not have and inference never uses.
+        initial: entries of this model that the file does not have: inference never uses them, or
+            they are published in another file (GSVNet's key frames' network).
     """
 
     unused: tuple[str, ...]
@@ -42,8 +45,8 @@ class Loaded(NamedTuple):
 def load_upstream(model: nn.Module, source: str | os.PathLike[str] | Mapping[str, Any]) -> Loaded:
     """Load a published checkpoint, all of it or nothing.
 
-    Understood are files of SFSegNets, of torchvision's backbones and others (see the model's own
-    documentation), entries wrapped in `{"state_dict": ...}` or `{"model": ...}`, the prefix
+    Understood are files of SFSegNets, GSVNet, torchvision's backbones and others (see the model's
+    own documentation), entries wrapped in `{"state_dict": ...}` or `{"model": ...}`, the prefix
     `module.` of data-parallel training, names that are listed twice (STDC), and files older than
     `num_batches_tracked`. Auxiliary heads, classifiers of backbones and whatever else inference
     never uses may be in the file, or in the model, alone. Everything else has to fit.
@@ -74,9 +77,10 @@ def load_upstream(model: nn.Module, source: str | os.PathLike[str] | Mapping[str
     published, optional = read(checkpoint), tuple(getattr(model, "unused_prefixes", ()))
     own = model.state_dict()
     state, twins = dict(published), _twins(model)
+    elsewhere = _elsewhere(model, state)
 
     def is_optional(name: str) -> bool:
-        return name.startswith(optional) or name.endswith("num_batches_tracked")
+        return name.startswith((*optional, *elsewhere)) or name.endswith("num_batches_tracked")
 
     missing, initial = [], []
     for name in own.keys() - state.keys():
@@ -119,7 +123,7 @@ def entries(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _open(path: str | os.PathLike[str]) -> Mapping[str, Any]:
-    with torch.serialization.safe_globals(_NUMPY), warnings.catch_warnings():
+    with torch.serialization.safe_globals(_ALLOWED), warnings.catch_warnings():
         # NumPy 2 warns of the old name of a module that NumPy 1's files contain.
         warnings.filterwarnings("ignore", category=DeprecationWarning, module="torch")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
@@ -128,6 +132,15 @@ def _open(path: str | os.PathLike[str]) -> Mapping[str, Any]:
             f"source: expected a file with entries by name, got {describe(checkpoint)}"
         )
     return checkpoint
+
+
+def _elsewhere(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """What those parts of a model begin with that are published in other files than this one."""
+    files = getattr(model, "separate_files", ())
+    others = [
+        prefixes for prefixes in files if not any(name.startswith(prefixes) for name in state)
+    ]
+    return sum(others, ()) if len(others) < len(files) else ()
 
 
 def _twins(model: nn.Module) -> dict[str, list[str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -155,6 +155,10 @@ class IdealDelays(nn.Module):
     def taps(self) -> Tensor:
         """The kernels as a 1 x 1 convolution from delays to the window: [9, D, 1, 1]."""
         return self.filter_copy_s.flatten(1).T[:, :, None, None]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> IdealDelays:
+        """Of four dimensions, for `to(memory_format=torch.channels_last)` refuses five."""
+        return super()._apply(lambda x: fn(x.flatten(1, 2)).unsqueeze(1), recurse)
 
     def read(self) -> None:
         """Look at the kernels' values."""
