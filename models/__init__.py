@@ -1,6 +1,8 @@
 """Reference networks and the video runtime, built from the operators of `vsegops`."""
 
-from . import sfnet as sfnet  # registers its networks
+from . import dilated as dilated  # these register their networks
+from . import sfnet as sfnet
+from . import tmanet as tmanet
 from .base import ImageModel, Model, Motion, Preprocess, VideoModel
 from .registry import create_model, list_models, register
 from .summary import Summary, summary
