@@ -1,9 +1,11 @@
 """Reference networks and the video runtime, built from the operators of `vsegops`."""
 
 from . import bisenet as bisenet  # registers its networks, as the others do
+from . import dilated as dilated
 from . import gsvnet as gsvnet
 from . import sfnet as sfnet
 from . import swiftnet as swiftnet
+from . import tmanet as tmanet
 from .base import ImageModel, Model, Motion, Preprocess, VideoModel
 from .registry import create_model, list_models, register
 from .summary import Summary, summary

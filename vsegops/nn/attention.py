@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from .. import _checks
 from ..ops.attention import Level, asymmetric_attention, criss_cross_attention
+from ._operators import OperatorModule
 
 
-class _Stage(nn.Module):
+class _Stage(OperatorModule):
     """Queries read the anchors of another map (or of the same one); `W` starts at zero."""
 
     def __init__(
@@ -36,7 +37,8 @@ class _Stage(nn.Module):
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, sizes: Sequence[Level] | None
     ) -> Tensor:
-        return self.W(asymmetric_attention(query, key, value, sizes=sizes))  # type: ignore[no-any-return]
+        context = self.run(asymmetric_attention, query, key, value, sizes=sizes)
+        return self.W(context)  # type: ignore[no-any-return]
 
 
 def _bias(convolution: nn.Conv2d) -> Tensor:
@@ -49,7 +51,7 @@ def _embedding(channels: int, out_channels: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(channels, out_channels, 1), normalized)
 
 
-class _Block(nn.Module):
+class _Block(OperatorModule):
     """One such stage, and what projects its result and the map together."""
 
     stages: nn.ModuleList
@@ -211,7 +213,7 @@ class AFNB(_Block):
         return self._join(context, high)
 
 
-class TemporalMemoryAttention(nn.Module):
+class TemporalMemoryAttention(OperatorModule):
     """The current frame reads the frames before it (TMANet's memory module; no weights).
 
     Args:
@@ -253,7 +255,8 @@ class TemporalMemoryAttention(nn.Module):
         t, _, _, *size = memory_keys.shape
         shape = (t, n, query_value.shape[1], *size)
         _checks.check_tensor("memory_values", memory_values, shape, like=query_key)
-        read = asymmetric_attention(
+        read = self.run(
+            asymmetric_attention,
             query_key,
             memory_keys.permute(1, 2, 0, 3, 4),
             memory_values.permute(1, 2, 0, 3, 4),
@@ -266,7 +269,7 @@ class TemporalMemoryAttention(nn.Module):
         return f"sizes={self.sizes!r}, scaled={self.scaled}"
 
 
-class CrissCrossAttention(nn.Module):
+class CrissCrossAttention(OperatorModule):
     """Each pixel reads its row and its column, and so, twice over, every pixel (CCNet).
 
     What was read is added to the map, times `gamma`, a number that is learned and starts at 0.
@@ -303,7 +306,8 @@ class CrissCrossAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         _checks.check_tensor("x", x, ("N", self.channels, "H", "W"))
         for _ in range(self.recurrence):
-            read = criss_cross_attention(self.query_conv(x), self.key_conv(x), self.value_conv(x))
+            query, key, value = self.query_conv(x), self.key_conv(x), self.value_conv(x)
+            read = self.run(criss_cross_attention, query, key, value)
             x = self.gamma * read + x
         return x
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import _checks
-from ..ops.attention import Level, asymmetric_attention, pyramid_levels
-from ..ops.attention.streaming import pyramid_pool_frame, pyramid_pool_time
+from ..ops.attention import Level, asymmetric_attention, pyramid_levels, pyramid_pool
+from ..ops.attention.streaming import pool_frame, pool_time
+from ._operators import OperatorModule
 
 
-class PooledMemory(nn.Module):
+class PooledMemory(OperatorModule):
     """The last frames of a video, pooled: each frame once, when it comes.
 
     Attention over a pyramid of T frames (`vsegops.asymmetric_attention` with `sizes`) needs no more
@@ -66,7 +67,7 @@ class PooledMemory(nn.Module):
         self.values = self._appended("value", self.values, value)
 
     def _appended(self, name: str, kept: Tensor | None, frame: Tensor) -> Tensor:
-        pooled = pyramid_pool_frame(frame, self.sizes).unsqueeze(2)
+        pooled = pool_frame(self._pool, frame, self.sizes).unsqueeze(2)
         if kept is None:
             return pooled
         n, channels = kept.shape[:2]
@@ -78,10 +79,14 @@ class PooledMemory(nn.Module):
         """The anchors of the memory, keys `[N, Ck, S]` and values `[N, Cv, S]`."""
         if self.keys is None or self.values is None:
             raise RuntimeError("the memory is empty: append a frame first")
-        return pyramid_pool_time(self.keys, self.sizes), pyramid_pool_time(self.values, self.sizes)
+        keys, values = (pool_time(self._pool, x, self.sizes) for x in (self.keys, self.values))
+        return keys, values
+
+    def _pool(self, x: Tensor, sizes: Sequence[Level]) -> Tensor:
+        return self.run(pyramid_pool, x, sizes)
 
     def forward(self, query: Tensor, scale: float | None = None) -> Tensor:
-        return asymmetric_attention(query, *self.read(), scale=scale)
+        return self.run(asymmetric_attention, query, *self.read(), scale=scale)
 
     def reset(self) -> None:
         """Forget every frame."""

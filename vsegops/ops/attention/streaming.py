@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 
 import torch
@@ -10,6 +10,9 @@ from torch import Tensor
 
 from ... import _checks
 from . import Level, pyramid_levels, pyramid_pool
+
+#: `pyramid_pool`, or what a module runs in its place.
+Pool = Callable[[Tensor, Sequence[Level]], Tensor]
 
 
 def pyramid_pool_frame(input: Tensor, sizes: Sequence[Level]) -> Tensor:
@@ -36,8 +39,12 @@ def pyramid_pool_frame(input: Tensor, sizes: Sequence[Level]) -> Tensor:
         >>> vsegops.pyramid_pool_frame(torch.randn(1, 64, 90, 120), sizes).shape
         torch.Size([1, 64, 110])
     """
+    return pool_frame(pyramid_pool, input, sizes)
+
+
+def pool_frame(pool: Pool, input: Tensor, sizes: Sequence[Level]) -> Tensor:
     _checks.check_tensor("input", input, ("N", "C", "H", "W"))
-    return pyramid_pool(input, tuple(_spatial(pyramid_levels(sizes, 3))))
+    return pool(input, tuple(_spatial(pyramid_levels(sizes, 3))))
 
 
 def pyramid_pool_time(input: Tensor, sizes: Sequence[Level]) -> Tensor:
@@ -68,6 +75,10 @@ def pyramid_pool_time(input: Tensor, sizes: Sequence[Level]) -> Tensor:
         >>> torch.allclose(anchors, whole, atol=1e-6)
         True
     """
+    return pool_time(pyramid_pool, input, sizes)
+
+
+def pool_time(pool: Pool, input: Tensor, sizes: Sequence[Level]) -> Tensor:
     levels = pyramid_levels(sizes, 3)
     first = _spatial(levels)
     bins = sum(h * w for h, w in first)
@@ -75,7 +86,7 @@ def pyramid_pool_time(input: Tensor, sizes: Sequence[Level]) -> Tensor:
     parts = []
     for t, h, w in levels:
         of_level = input.narrow(3, first[h, w], h * w)
-        parts.append(pyramid_pool(of_level, ((t, h * w),)))
+        parts.append(pool(of_level, ((t, h * w),)))
     return torch.cat(parts, 2)
 
 
