@@ -94,9 +94,9 @@ void find_confidence(const ArgmaxScratch<F>& cells, int64_t classes, F y, const 
   for (int k = 0; k < P; ++k) store(1 / sum[k], confidence + k * kLanes<F>);
 }
 
-// Labels of a byte, to the columns of a row: four at a time. What is written past the end of a cell belongs to
-// the cells to its right, which are written later: chunks and words go to the left, lanes and
-// vectors of cells to the right.
+// Labels of a byte, to the columns of a row: four at a time. What is written past the end of a cell
+// belongs to the cells to its right, which are written later: chunks and words go to the left,
+// lanes and vectors of cells to the right.
 template <int P, typename F>
 VSEGOPS_HD void store_bytes(const Chunk<F>& chunk, const index_t<Vector<F>>* labels, int32_t width,
                             uint8_t* row) {

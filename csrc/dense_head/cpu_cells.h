@@ -59,16 +59,19 @@ void for_rows(const Axis<F>& axis, int32_t cell, const Run& run) {
 // The output columns by cell. There are empty cells up to a whole vector.
 template <typename F>
 struct Cells {
-  int32_t pitch;    // cells
-  int32_t* first;   // [pitch + 1]: the first column of each
-  F* fraction;      // [phase][pitch]; past the last phase of a cell that of its last one
+  int32_t pitch;   // cells
+  int32_t* first;  // [pitch + 1]: the first column of each
+  F* fraction;     // [phase][pitch]; past the last phase of a cell that of its last one
 
-  static int32_t padded(const Axis<F>& axis) { return ceil_div(axis.source + 1, kLanes<F>) * kLanes<F>; }
+  static int32_t padded(const Axis<F>& axis) {
+    return ceil_div(axis.source + 1, kLanes<F>) * kLanes<F>;
+  }
   static int64_t most_phases(const Axis<F>& axis) {
     return axis.source > 1 ? axis.output / (axis.source - 1) + 2 : axis.output;
   }
   static size_t bytes(const Axis<F>& axis) {
-    return (padded(axis) + 17) * sizeof(int32_t) + (most_phases(axis) * padded(axis) + 16) * sizeof(F);
+    return (padded(axis) + 17) * sizeof(int32_t) +
+           (most_phases(axis) * padded(axis) + 16) * sizeof(F);
   }
 
   Cells(Arena& arena, const Axis<F>& axis)

@@ -138,7 +138,7 @@ class LossPass {
   const Cells<F> cells_;
   SourceRows<T, F> source_;
   Exponentials<F> exponentials_;
-    int32_t* const labels_;
+  int32_t* const labels_;
   const F sum_of_weights_;
   F weights_[kPhases * kLanes<F>];  // of the pixels of a row of a chunk
 };

@@ -127,7 +127,8 @@ class LossBackwardPass {
           for (Vector<F>* corner : corners_) std::fill_n(corner, classes_, Vector<F>{});
           for (int32_t r = 0; r < count; ++r) {
             targets_.fetch(n, first + r + count, chunk.begin[0], P * kLanes<F>);
-            add_row<P>(chunk, fractions[r], labels_ + r * columns_.output, n * rows_.output + first + r);
+            add_row<P>(chunk, fractions[r], labels_ + r * columns_.output,
+                       n * rows_.output + first + r);
           }
           gradient_.add(upper, cell, corners_[0], corners_[1]);
           gradient_.add(lower, cell, corners_[2], corners_[3]);

@@ -39,8 +39,7 @@ bool read_labels(const U* from, int64_t count, int64_t classes, int64_t ignored,
 
 class Targets {
  public:
-  Targets(const Target& target, int64_t classes, int64_t ignored, int64_t height,
-          int64_t width)
+  Targets(const Target& target, int64_t classes, int64_t ignored, int64_t height, int64_t width)
       : target_(target),
         classes_(classes),
         ignored_(ignored),
