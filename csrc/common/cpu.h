@@ -197,8 +197,8 @@ VSEGOPS_HD Vector<F> first_lane(F x) {
   return Vector<F>{x};
 }
 
-// exp(x) = power + power * rest, x in [-87, 88]. With x = k log(2) + r: power is 2^k by its exponent
-// bits, and rest, exp(r) - 1, is a Taylor polynomial of degree 7 for |r| < 0.35.
+// exp(x) = power + power * rest, x in [-87, 88]. With x = k log(2) + r: power is 2^k by its
+// exponent bits, and rest, exp(r) - 1, is a Taylor polynomial of degree 7 for |r| < 0.35.
 struct Exponential {
   Vector<float> power, rest;
 
