@@ -75,7 +75,26 @@ def _dual_warp() -> Iterable[Target]:
     yield Target("gated_dual_warp", 2, "eager", direction="backward", backend="cuda")
 
 
-TARGETS: tuple[Target, ...] = (*_warp(), *_guided_filter(), *_dual_warp())
+def _dense_head() -> Iterable[Target]:
+    labels, loss = "upsample_argmax", "upsample_cross_entropy"
+    x8 = "C19 128x256 to 1024x2048"
+    for kind in ("", ", smooth"):
+        yield Target(labels, 80, "eager", f"{x8}{kind}", "contiguous")
+        yield Target(labels, 20, "compile", f"{x8}{kind}", "contiguous")
+        yield Target(labels, 10, "eager", f"{x8}, corners{kind}")
+    for direction in ("forward", "backward"):  # and so together
+        yield Target(loss, 15, "eager", x8, "contiguous", direction)
+        yield Target(loss, 4, "eager", f"{x8}, corners", direction=direction)
+    yield Target(labels, 10, "eager")
+    yield Target(loss, 4, "eager")
+    for operator in (labels, loss):
+        yield Target(operator, 1, "best")
+    yield Target(labels, 8, "eager", backend="cuda")
+    yield Target(labels, 2, "compile", backend="cuda")
+    yield Target(loss, 4, "eager", backend="cuda")
+
+
+TARGETS: tuple[Target, ...] = (*_warp(), *_guided_filter(), *_dual_warp(), *_dense_head())
 
 
 def verdicts(

@@ -31,6 +31,13 @@ POINTERS = {
     torch.bfloat16: "*bf16",
 }
 DTYPES = tuple(POINTERS)
+POINTERS |= {
+    torch.uint8: "*u8",
+    torch.int8: "*i8",
+    torch.int16: "*i16",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+}
 LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
 
 

@@ -26,7 +26,12 @@ def weight(name: str, *shape: int) -> Tensor:
 
 def features(name: str, *shape: int, bound: float) -> Tensor:
     """Uniform in [-bound, bound)."""
-    values = _generator(f"input/{name}").uniform(-bound, bound, shape)
+    return uniform(name, *shape, low=-bound, high=bound)
+
+
+def uniform(name: str, *shape: int, low: float, high: float) -> Tensor:
+    """Uniform in [low, high)."""
+    values = _generator(f"input/{name}").uniform(low, high, shape)
     return torch.from_numpy(values.astype(np.float32))
 
 

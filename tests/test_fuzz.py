@@ -20,9 +20,12 @@ from vsegops import (
     gated_dual_warp,
     guided_filter,
     label_edges,
+    upsample_argmax,
+    upsample_cross_entropy,
     warp_correct,
 )
 from vsegops._spec import Maker, OperatorSpec, specs
+from vsegops.ops.dense_head import INTEGERS
 
 EXAMPLES = os.environ.get("VSEGOPS_FUZZ_EXAMPLES")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # slow
@@ -190,3 +193,41 @@ def test_guided_filters(target: Target, data: st.DataObject):
     tensors = {"intra": maker.features(n, c, *size), "guide": guide(n, len(offsets) + 1, *size)}
     given = {"logits": logits, **tensors, **sampling, "offsets": offsets, "normalize": normalize}
     check(draw, SPECS[guided_filter.__name__], given)
+
+
+@fuzz
+@given(data=st.data())
+def test_dense_heads(target: Target, data: st.DataObject):
+    """Any two sizes, up and down: labels, or the loss with any target, weights and options."""
+    draw = data.draw
+    maker = draw(makers(target.device))
+    n, c = draw(st.integers(0, 2)), draw(CHANNELS)
+    logits = maker.features(n, c, draw(SIDES), draw(SIDES))
+    size, align_corners = (draw(SIDES), draw(SIDES)), draw(st.booleans())
+    if draw(st.booleans()):
+        given = {
+            "size": size,
+            "align_corners": align_corners,
+            "return_confidence": draw(st.booleans()),
+        }
+        check(draw, SPECS[upsample_argmax.__name__], {"logits": logits, **given})
+        return
+    options = {
+        "ignored": draw(st.sampled_from([0.0, 0.2, 0.9])),
+        "ignore_index": draw(st.integers(0, 127)),
+        "dtype": draw(st.sampled_from(INTEGERS)),
+    }
+    classes = maker.labels(n, *size, classes=c, **options)
+    classes[:, :1, :1] = (options["ignore_index"] + 1) % c if c > 1 else 0
+    reductions = ["none", "sum", "mean"]
+    if n == 0 or c == 1:  # a mean may be over nothing
+        reductions.remove("mean")
+    given = {
+        "target": classes,
+        "weight": maker.unit(c) if draw(st.booleans()) else None,
+        "ignore_index": options["ignore_index"],
+        "label_smoothing": draw(st.sampled_from([0.0, 0.1, 1.0])),
+        "reduction": draw(st.sampled_from(reductions)),
+        "align_corners": align_corners,
+    }
+    check(draw, SPECS[upsample_cross_entropy.__name__], {"logits": logits, **given})

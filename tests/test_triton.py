@@ -37,6 +37,7 @@ from vsegops._determinism import nondeterministic  # noqa: E402
 from vsegops._spec import Maker, OperatorSpec  # noqa: E402
 
 warp: Any = importlib.import_module("vsegops.ops.warp.triton")
+dense_head: Any = importlib.import_module("vsegops.ops.dense_head.triton")
 dual_warp: Any = importlib.import_module("vsegops.ops.dual_warp.triton")
 
 
@@ -295,6 +296,49 @@ def test_channel_pool_accesses(launched, tmp_path, wanted, layout):
     compiled = launched(*call).compile(90)
     assert_fits(compiled, tmp_path, registers=64)
     assert ("v4.b32" if layout == "nhwc" else "b32") in accesses(compiled, "ld")
+
+
+# --- dense head ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "variant",
+    [
+        {"classes": 1},
+        {"classes": 300, "weighted": True},
+        {"dtype": torch.float16, "target": torch.uint8},
+        {"dtype": torch.float64, "smoothing": 0.1, "weighted": True},
+        {"smoothing": 0.1, "each": True, "align_corners": True},
+        {"size": (2**15, 2**16), "source": (2**12, 2**13)},
+    ],
+    ids=str,
+)
+def test_dense_head_variant_compiles(monkeypatch, tmp_path, layout, variant):
+    """Labels, loss and gradient: nothing is spilled, and indices are wide where they have to be."""
+    dtype = variant.get("dtype", torch.float32)
+    compute = torch.float64 if dtype == torch.float64 else torch.float32
+    size = variant.get("size", (128, 256))
+    shape = (2, variant.get("classes", 19), *variant.get("source", (16, 32)))
+    logits = features(shape, dtype, layout)
+    target = torch.empty((2, *size), dtype=variant.get("target", torch.int64), device="meta")
+    weight = torch.empty(logits.shape[1], dtype=compute, device="meta")
+    align_corners, each = variant.get("align_corners", False), variant.get("each", False)
+    given = (
+        *(logits, target, weight if variant.get("weighted") else None, 255),
+        *(align_corners, variant.get("smoothing", 0.0)),
+    )
+    grad = torch.empty(target.shape if each else (), dtype=compute, device="meta")
+    launches = recorded(monkeypatch)
+    dense_head.upsample_argmax(logits, *size, align_corners, each)
+    dense_head.upsample_cross_entropy(*given, not each)
+    dense_head.upsample_cross_entropy_backward(grad, *given)
+    assert len(launches) == 5
+    wide = size[0] * size[1] >= 2**31  # addresses take twice the registers
+    for launch in launches:
+        assert_fits(launch.compile(90), tmp_path, registers=224 if wide else 168)
+        index = triton.language.int64 if wide else triton.language.int32
+        assert launch.constants["INDEX"] == index
 
 
 # --- determinism --------------------------------------------------------------------------------

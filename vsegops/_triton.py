@@ -109,10 +109,18 @@ def pixels_of_program(
     H, W, BLOCK_P: tl.constexpr, INDEX: tl.constexpr, CHANNELS_LAST: tl.constexpr
 ):
     """This program's image and pixels: n, index in the image, whether it is in the image, y, x."""
+    return pixels_of_block(tl.program_id(0), H, W, BLOCK_P, INDEX, CHANNELS_LAST)
+
+
+@triton.jit
+def pixels_of_block(
+    block, H, W, BLOCK_P: tl.constexpr, INDEX: tl.constexpr, CHANNELS_LAST: tl.constexpr
+):
+    """The same of the `block`-th so many pixels of the batch; no block reaches into two images."""
     size = H.to(INDEX) * W
-    programs = tl.cdiv(size, BLOCK_P)
-    n = tl.program_id(0) // programs
-    pixel = (tl.program_id(0) - n * programs) * BLOCK_P + tl.arange(0, BLOCK_P)
+    blocks = tl.cdiv(size, BLOCK_P)
+    n = block // blocks
+    pixel = (block - n * blocks) * BLOCK_P + tl.arange(0, BLOCK_P)
     if not CHANNELS_LAST:
         # One pixel a lane: told that they are contiguous, the compiler would give 4 to each, and
         # each gather would touch four times the cache lines.
@@ -265,13 +273,19 @@ def axis_taps(
     low_inside = (index >= 0) & (index < size)
     high_inside = (index >= -1) & (index < size - 1)
     if BORDER:
-        between = low_inside & high_inside
-        low = tl.minimum(tl.maximum(index, 0), size - 1)
-        high = tl.where(between, low + 1, low)
-        fraction = tl.where(between, fraction, 0.0)
+        low, high, fraction = clamped(index, fraction, size)
         low_inside = low >= 0  # always
         high_inside = low_inside
     return low, low_inside, high, high_inside, fraction
+
+
+@triton.jit
+def clamped(index, fraction, size):
+    """A position, clamped into the image, as the two pixels that it lies between: (low, high,
+    fraction). On the border and beyond both are the pixel there."""
+    between = (index >= 0) & (index < size - 1)
+    low = tl.minimum(tl.maximum(index, 0), size - 1)
+    return low, tl.where(between, low + 1, low), tl.where(between, fraction, 0.0)
 
 
 # --- sampling ----------------------------------------------------------------------------------

@@ -4,8 +4,21 @@ Parameters have the names of the published implementations, so that `load_state_
 matching part of a published checkpoint.
 """
 
+from .dense_head import (
+    ConfusionMatrix,
+    OhemUpsampleCrossEntropyLoss,
+    UpsampleCrossEntropyLoss,
+)
 from .flow_align import FlowAlign, GatedDualFlowAlign
 from .guided_filter import GuidedSpatiallyVaryingConv
 from .pyramid_pooling import PyramidPooling
 
-__all__ = ["FlowAlign", "GatedDualFlowAlign", "GuidedSpatiallyVaryingConv", "PyramidPooling"]
+__all__ = [
+    "ConfusionMatrix",
+    "FlowAlign",
+    "GatedDualFlowAlign",
+    "GuidedSpatiallyVaryingConv",
+    "OhemUpsampleCrossEntropyLoss",
+    "PyramidPooling",
+    "UpsampleCrossEntropyLoss",
+]

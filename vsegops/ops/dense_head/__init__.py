@@ -128,7 +128,7 @@ def upsample_cross_entropy(
         (4.0, torch.Size([1, 4, 2, 3]))
     """
     _check_logits(logits)
-    check_target("target", target, (logits.shape[0], "H", "W"), logits)
+    _check_target(target, (logits.shape[0], "H", "W"), logits)
     dtype = op.loss_dtype(logits)
     if weight is not None:
         allowed = (torch.float32, logits.dtype, _checks.effective_dtype(logits))
@@ -138,10 +138,7 @@ def upsample_cross_entropy(
         if weight.requires_grad:
             raise ValueError("weight: expected a tensor that needs no gradient, got one that does")
         weight = weight.to(dtype).contiguous()
-    check_index("ignore_index", ignore_index)
-    _checks.check_bool("align_corners", align_corners)
-    _check_share("label_smoothing", label_smoothing)
-    _checks.check_option("reduction", reduction, REDUCTIONS)
+    check_loss_options(ignore_index, align_corners, label_smoothing, reduction)
     loss, total = call(
         "upsample_cross_entropy",
         logits,
@@ -205,15 +202,8 @@ def ohem(
         0.7667
     """
     _checks.check_tensor("losses", losses, ("N", "H", "W"))
-    check_target("target", target, tuple(losses.shape), losses)
-    _check_share("threshold", threshold)
-    if isinstance(min_kept, bool) or not isinstance(min_kept, int) or min_kept < 0:
-        raise _checks.error("min_kept", "a whole number that is not negative", min_kept)
-    if fraction is not None:
-        _check_share("fraction", fraction)
-        if fraction == 0:
-            raise _checks.error("fraction", "a number above 0 and at most 1", fraction)
-    check_index("ignore_index", ignore_index)
+    _check_target(target, tuple(losses.shape), losses)
+    check_ohem_options(threshold, min_kept, fraction, ignore_index)
     # In terms of the losses: p <= t is loss >= -log(t), and ignored pixels have loss 0.
     valid = target != ignore_index
     known = losses.detach().where(valid, 0.0)
@@ -268,17 +258,17 @@ def confusion_matrix(
         [[1, 1], [0, 1]]
     """
     check_classes("num_classes", num_classes)
-    check_index("ignore_index", ignore_index)
+    _check_index(ignore_index)
     _checks.check_bool("align_corners", align_corners)
     is_logits = isinstance(prediction, Tensor) and prediction.is_floating_point()
     if is_logits:
         _checks.check_tensor("prediction", prediction, ("N", num_classes, "h", "w"))
-        check_target("target", target, (prediction.shape[0], "H", "W"), prediction)
+        _check_target(target, (prediction.shape[0], "H", "W"), prediction)
         labels = upsample_argmax(prediction, target.shape[1:], align_corners=align_corners)
         assert isinstance(labels, Tensor)
     else:
         _checks.check_tensor("prediction", prediction, ("N", "H", "W"), dtypes=INTEGERS)
-        check_target("target", target, tuple(prediction.shape), prediction)
+        _check_target(target, tuple(prediction.shape), prediction)
         labels = prediction
     counted = target != ignore_index
     for name, given in (("target", target), ("prediction", labels)):
@@ -302,17 +292,37 @@ def _check_logits(logits: Any) -> None:
         raise _checks.error("logits", "at least one class and one pixel", logits)
 
 
-def check_target(name: str, target: Any, shape: Sequence[int | str], like: Tensor) -> None:
-    """Check labels that go with `like`."""
-    _checks.check_tensor(name, target, shape, like=like, dtypes=INTEGERS)
+def _check_target(target: Any, shape: Sequence[int | str], like: Tensor) -> None:
+    _checks.check_tensor("target", target, shape, like=like, dtypes=INTEGERS)
     if max(target.shape[1:]) > _checks.MAX_SIZE:
-        raise _checks.error(name, f"height and width up to {_checks.MAX_SIZE}", target)
+        raise _checks.error("target", f"height and width up to {_checks.MAX_SIZE}", target)
 
 
-def check_index(name: str, value: Any) -> None:
-    """Check the number of a class, or what stands for none."""
+def _check_index(value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not -(2**63) <= value < 2**63:
-        raise _checks.error(name, "a whole number of 64 bits", value)
+        raise _checks.error("ignore_index", "a whole number of 64 bits", value)
+
+
+def check_loss_options(
+    ignore_index: Any, align_corners: Any, label_smoothing: Any, reduction: Any
+) -> None:
+    """Check what `upsample_cross_entropy` is told beside tensors."""
+    _check_index(ignore_index)
+    _checks.check_bool("align_corners", align_corners)
+    _check_share("label_smoothing", label_smoothing)
+    _checks.check_option("reduction", reduction, REDUCTIONS)
+
+
+def check_ohem_options(threshold: Any, min_kept: Any, fraction: Any, ignore_index: Any) -> None:
+    """Check what `ohem` is told beside tensors."""
+    _check_share("threshold", threshold)
+    if isinstance(min_kept, bool) or not isinstance(min_kept, int) or min_kept < 0:
+        raise _checks.error("min_kept", "a whole number that is not negative", min_kept)
+    if fraction is not None:
+        _check_share("fraction", fraction)
+        if fraction == 0:
+            raise _checks.error("fraction", "a number above 0 and at most 1", fraction)
+    _check_index(ignore_index)
 
 
 def check_classes(name: str, value: Any) -> None:
