@@ -5,7 +5,7 @@
 
 #include <limits>
 
-#include "cpu_cells.h"
+#include "cpu_rows.h"
 
 namespace vsegops::dense_head {
 namespace {
@@ -98,7 +98,7 @@ void find_confidence(const ArgmaxScratch<F>& cells, int64_t classes, F y, const 
 // belongs to the cells to its right, which are written later: chunks and words go to the left,
 // lanes and vectors of cells to the right.
 template <int P, typename F>
-VSEGOPS_HD void store_bytes(const Chunk<F>& chunk, const index_t<Vector<F>>* labels, int32_t width,
+VSEGOPS_HD void store_bytes(const Chunk<F>& chunk, const index_t<Vector<F>>* labels, int64_t width,
                             uint8_t* row) {
   constexpr int n = kLanes<F>, words = (P + 3) / 4;
   index_t<Vector<F>> packed[words];
@@ -110,14 +110,14 @@ VSEGOPS_HD void store_bytes(const Chunk<F>& chunk, const index_t<Vector<F>>* lab
   if constexpr (P == 8 && std::is_same_v<F, float>) {
     if (chunk.whole) {
       return store_interleaved<float>((Vector<float>)packed[0], (Vector<float>)packed[1],
-                                      reinterpret_cast<float*>(row + chunk.begin[0]));
+                                      reinterpret_cast<float*>(row));
     }
   }
   int32_t bytes[words * n];
   for (int w = 0; w < words; ++w) store_index(packed[w], bytes + w * n);
   for (int w = words; w-- > 0;) {
     for (int i = 0; i < n; ++i) {
-      const int32_t x = chunk.begin[i] + 4 * w;
+      const int64_t x = chunk.begin[i] + 4 * w;
       if (chunk.count[i] <= 4 * w) continue;
       if (x + 4 <= width) {
         std::memcpy(row + x, bytes + w * n + i, 4);
@@ -128,30 +128,37 @@ VSEGOPS_HD void store_bytes(const Chunk<F>& chunk, const index_t<Vector<F>>* lab
   }
 }
 
-// Some cells of image n and their output rows, from `first` on, of which the fractions are given.
-template <typename T, typename F>
-void label_cells(const Argmax<T, F>& call, int64_t n, int32_t first, int32_t count,
+// What is written; see Argmax.
+template <typename F>
+struct Labels {
+  uint8_t* labels;
+  int32_t* wide_labels;
+  F* confidence;
+};
+
+// Some cells, in `count` output rows, of which `first` is counted over all images.
+template <typename F>
+void label_cells(const Labels<F>& out, int64_t classes, int64_t width, int64_t first, int32_t count,
                  const F* fractions, const ArgmaxScratch<F>& scratch, const Cells<F>& cells,
                  int32_t cell) {
-  const int32_t rows = call.upsampling.y.output, columns = call.upsampling.x.output;
   for_chunks(cells, cell, [&](auto phases, const Chunk<F>& chunk) {
     constexpr int P = phases;
     for (int32_t r = 0; r < count; ++r) {
       const F fraction = fractions[r];
-      const int64_t at = (n * rows + first + r) * columns;
+      const int64_t at = (first + r) * width + chunk.origin;
       const Best<P, F> best = find_best<P>(scratch, fraction, chunk);
-      if (call.labels) {
-        store_bytes<P>(chunk, best.label, columns, call.labels + at);
+      if (out.labels) {
+        store_bytes<P>(chunk, best.label, width - chunk.origin, out.labels + at);
       } else {
         int32_t labels[P * kLanes<F>];
         for (int k = 0; k < P; ++k) store_index(best.label[k], labels + k * kLanes<F>);
-        int32_t* const row = call.wide_labels + at;
+        int32_t* const row = out.wide_labels + at;
         for_pixels<P>(chunk, [&](int64_t x, int place) { row[x] = labels[place]; });
       }
-      if (call.confidence) {
+      if (out.confidence) {
         F confidence[P * kLanes<F>];
-        find_confidence<P>(scratch, call.logits.c, fraction, chunk, best, confidence);
-        F* const row = call.confidence + at;
+        find_confidence<P>(scratch, classes, fraction, chunk, best, confidence);
+        F* const row = out.confidence + at;
         for_pixels<P>(chunk, [&](int64_t x, int place) { row[x] = confidence[place]; });
       }
     }
@@ -162,6 +169,7 @@ template <typename T, typename F>
 void argmax(const Argmax<T, F>& call, const Context& context) {
   const View<const T>& x = call.logits;
   const Axis<F>&rows = call.upsampling.y, &columns = call.upsampling.x;
+  const Labels<F> out{call.labels, call.wide_labels, call.confidence};
   torch::stable::parallel_for(0, x.n * (x.h + 1), 1, [&](int64_t begin, int64_t end) {
     Arena arena(Cells<F>::bytes(columns) + SourceRows<T, F>::bytes(x, columns) +
                     ArgmaxScratch<F>::bytes(x.c),
@@ -176,7 +184,8 @@ void argmax(const Argmax<T, F>& call, const Context& context) {
         const F *top = source.row(n, row - 1), *bottom = source.row(n, row);
         for (int32_t cell = 0; cell < cells.pitch; cell += kLanes<F>) {
           scratch.read(top + cell, bottom + cell, source.pitch, x.c);
-          label_cells(call, n, first, count, fractions, scratch, cells, cell);
+          label_cells(out, x.c, columns.output, n * rows.output + first, count, fractions, scratch,
+                      cells, cell);
         }
       });
     }

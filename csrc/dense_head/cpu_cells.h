@@ -16,7 +16,8 @@ namespace vsegops::dense_head {
 namespace {
 
 // Phases at a time, so that what is kept of each stays in registers.
-constexpr int kPhases = kVectorBytes == 64 ? 8 : 4;
+template <typename F>
+constexpr int kPhases = kLanes<F> == 16 ? 8 : 4;
 
 // From one output pixel to the next, in pixels of the logits.
 template <typename F>
@@ -96,6 +97,9 @@ struct Cells {
     }
   }
 
+  // Columns of kLanes cells, at most.
+  int64_t most_columns() const { return int64_t(phases_) * kLanes<F>; }
+
  private:
   int32_t phases_ = 0;
 };
@@ -105,23 +109,27 @@ template <typename F>
 struct Chunk {
   const F* const fractions;
   const int64_t pitch;
-  // The output columns of each lane; `whole`: all lanes have all, one lane's beside the other's.
+  // The output columns of each lane, from `origin` on, the first of all phases. `whole`: all lanes
+  // have as many phases, and one's are beside the other's.
+  const int32_t origin;
   int32_t begin[kLanes<F>], count[kLanes<F>];
   bool whole = true;
 
   Chunk(const Cells<F>& cells, int32_t cell, int32_t phase, int32_t phases)
-      : fractions(cells.fraction + int64_t(phase) * cells.pitch + cell), pitch(cells.pitch) {
+      : fractions(cells.fraction + int64_t(phase) * cells.pitch + cell),
+        pitch(cells.pitch),
+        origin(cells.first[cell]) {
     for (int i = 0; i < kLanes<F>; ++i) {
-      begin[i] = cells.first[cell + i] + phase;
-      count[i] = std::clamp(cells.first[cell + i + 1] - begin[i], 0, phases);
-      whole &= count[i] == phases && begin[i] == begin[0] + i * phases;
+      begin[i] = cells.first[cell + i] - origin + phase;
+      count[i] = std::clamp(cells.first[cell + i + 1] - origin - begin[i], 0, phases);
+      whole &= count[i] == phases && begin[i] == i * phases;
     }
   }
   VSEGOPS_HD Vector<F> fraction(int k) const { return load(fractions + k * pitch); }
 };
 
-// Calls `run(column, place)` for the output pixels of a row; phase k of lane i is in place
-// k * kLanes + i.
+// Calls `run(column, place)` for the output pixels of a row; columns count from the origin, and
+// phase k of lane i is in place k * kLanes + i.
 template <int P, typename F, typename Run>
 VSEGOPS_HD void for_pixels(const Chunk<F>& chunk, const Run& run) {
   for (int i = 0; i < kLanes<F>; ++i) {
@@ -135,7 +143,7 @@ VSEGOPS_HD void for_pixels(const Chunk<F>& chunk, const Run& run) {
   }
 }
 
-template <int P = kPhases, typename Run>
+template <int P, typename Run>
 void with_count(int count, const Run& run) {
   if constexpr (P > 1) {
     if (count < P) return with_count<P - 1>(count, run);
@@ -152,9 +160,9 @@ void for_chunks(const Cells<F>& cells, int32_t cell, const Run& run) {
     most = std::max(most, cells.first[cell + i + 1] - cells.first[cell + i]);
   }
   for (int32_t end = most; end > 0;) {
-    const int32_t phase = (end - 1) / kPhases * kPhases;
-    with_count(end - phase,
-               [&](auto phases) { run(phases, Chunk<F>(cells, cell, phase, phases)); });
+    const int32_t phase = (end - 1) / kPhases<F> * kPhases<F>;
+    with_count<kPhases<F>>(end - phase,
+                           [&](auto phases) { run(phases, Chunk<F>(cells, cell, phase, phases)); });
     end = phase;
   }
 }
@@ -198,96 +206,6 @@ VSEGOPS_HD bool any(V condition) {
   return all;
 #endif
 }
-
-// to[c][r] = from[r][c]
-template <typename F, typename From, typename To>
-void transpose_matrix(const From* from, int64_t from_pitch, int64_t rows, int64_t columns, To* to,
-                      int64_t to_pitch) {
-  constexpr int n = kLanes<F>;
-  if (rows < n || columns < n) {
-    for (int64_t r = 0; r < rows; ++r) {
-      for (int64_t c = 0; c < columns; ++c) {
-        narrow(static_cast<F>(widen(from[r * from_pitch + c])), to + c * to_pitch + r);
-      }
-    }
-    return;
-  }
-  // (The last tiles lie over the ones before.)
-  for (int64_t row = 0; row < rows; row += n) {
-    const int64_t r = std::min(row, rows - n);
-    for (int64_t column = 0; column < columns; column += n) {
-      const int64_t c = std::min(column, columns - n);
-      Vector<F> tile[n];
-      for (int i = 0; i < n; ++i) tile[i] = load(from + (r + i) * from_pitch + c);
-      transpose<F>(tile);
-      for (int i = 0; i < n; ++i) store(tile[i], to + (c + i) * to_pitch + r);
-    }
-  }
-}
-
-// Elements from one class to the next in rows of classes: pixel i stands at i + 1, between copies
-// of the first and the last. An odd number of vectors, so that the classes do not meet in the same
-// sets of a cache.
-template <typename F>
-int64_t row_pitch(const Cells<F>& cells) {
-  return ((cells.pitch / kLanes<F> + 1) | 1) * kLanes<F>;
-}
-template <typename F>
-int64_t row_pitch(const Axis<F>& axis) {
-  return ((Cells<F>::padded(axis) / kLanes<F> + 1) | 1) * kLanes<F>;
-}
-
-// The rows of the logits above and below the cells at hand, as planes of the compute type.
-template <typename T, typename F>
-class SourceRows {
- public:
-  const int64_t pitch;
-
-  static size_t bytes(const View<const T>& x, const Axis<F>& axis) {
-    return 2 * (x.c * row_pitch(axis) + 16) * sizeof(F);
-  }
-
-  SourceRows(Arena& arena, const View<const T>& x, bool channels_last, const Axis<F>& axis)
-      : pitch(row_pitch(axis)), x_(x), channels_last_(channels_last) {
-    for (F*& row : rows_) row = arena.take<F>(x.c * pitch);
-  }
-
-  // Row y of image n, clamped, until two others are asked for.
-  const F* row(int64_t n, int64_t y) {
-    y = std::clamp<int64_t>(y, 0, x_.h - 1);
-    const int64_t number = n * x_.h + y;
-    F* const row = rows_[y % 2];
-    if (std::exchange(held_[y % 2], number) != number) read(n, y, row);
-    return row;
-  }
-
- private:
-  void read(int64_t n, int64_t y, F* row) const {
-    constexpr int lanes = kLanes<F>;
-    if (channels_last_) {
-      transpose_matrix<F>(x_.data + (n * x_.h + y) * x_.w * x_.c, x_.c, x_.w, x_.c, row + 1, pitch);
-    }
-    for (int64_t c = 0; c < x_.c; ++c) {
-      F* const plane = row + c * pitch;
-      if (!channels_last_) {
-        const T* from = x_.data + ((n * x_.c + c) * x_.h + y) * x_.w;
-        int64_t i = 0;
-        for (; i + lanes <= x_.w; i += lanes) {
-          __builtin_prefetch(from + i + x_.w, 0, 2);  // the next row
-          store(load(from + i), plane + 1 + i);
-        }
-        for (; i < x_.w; ++i) plane[1 + i] = widen(from[i]);
-      }
-      plane[0] = plane[1];
-      std::fill(plane + 1 + x_.w, plane + pitch, plane[x_.w]);
-    }
-  }
-
-  const View<const T>& x_;
-  const bool channels_last_;
-  F* rows_[2];
-  int64_t held_[2] = {-1, -1};
-};
 
 }  // namespace
 }  // namespace vsegops::dense_head

@@ -25,12 +25,12 @@ class Exponentials {
   bool geometric;
 
   static size_t bytes(int64_t classes) {
-    return (classes * 8 + (classes + 1) * kPhases) * kVectorBytes + 3 * 64;
+    return (classes * 8 + (classes + 1) * kPhases<F>)*kVectorBytes + 3 * 64;
   }
   Exponentials(Arena& arena, int64_t classes, const Upsampling<F>& upsampling)
       : step_x(static_cast<F>(step_of(upsampling.x))),
         step_y(static_cast<F>(step_of(upsampling.y))),
-        values(arena.take<F>((classes + 1) * kPhases * kLanes<F>)),
+        values(arena.take<F>((classes + 1) * kPhases<F> * kLanes<F>)),
         classes_(classes),
         corners_(arena.take<Corners<F>>(classes)),
         sequences_(arena.take<Corners<F>>(classes)) {}
@@ -62,10 +62,9 @@ class Exponentials {
   }
 
   // Begins with the first of some rows, up to kRows.
-  template <int P>
-  void start(const Chunk<F>& chunk, int32_t rows, F y, bool allowed) {
+  void start(const Chunk<F>& chunk, int phases, int32_t rows, F y, bool allowed) {
     using V = Vector<F>;
-    geometric = allowed && near_ && rows * P >= kFew;
+    geometric = allowed && near_ && rows * phases >= kFew;
     if (!geometric) return;
     const V x = chunk.fraction(0);
     for (int64_t c = 0; c < classes_; ++c) {
@@ -102,15 +101,14 @@ class Exponentials {
 
   // The logits of a row less the largest of each pixel, 1 for what is ignored; then their
   // exponentials, and the sums.
-  template <int P>
-  void subtract_largest(const Chunk<F>& chunk, F y) {
+  void subtract_largest(const Chunk<F>& chunk, int phases, F y) {
     using V = Vector<F>;
-    V largest[P];
-    for (int k = 0; k < P; ++k) largest[k] = V{} - std::numeric_limits<F>::infinity();
+    V largest[kPhases<F>];
+    for (int k = 0; k < phases; ++k) largest[k] = V{} - std::numeric_limits<F>::infinity();
     F* to = values;
-    for (int64_t c = 0; c < classes_; ++c, to += P * kLanes<F>) {
+    for (int64_t c = 0; c < classes_; ++c, to += phases * kLanes<F>) {
       const V start = corners_[c].start(y), slope = corners_[c].slope(y);
-      for (int k = 0; k < P; ++k) {
+      for (int k = 0; k < phases; ++k) {
         const V value = start + chunk.fraction(k) * slope;
         largest[k] = most<F>(largest[k], value);
         store(value, to + k * kLanes<F>);
@@ -118,22 +116,21 @@ class Exponentials {
     }
     to = values;
     for (int64_t c = 0; c < classes_; ++c) {
-      for (int k = 0; k < P; ++k, to += kLanes<F>) store(load(to) - largest[k], to);
+      for (int k = 0; k < phases; ++k, to += kLanes<F>) store(load(to) - largest[k], to);
     }
-    for (int k = 0; k < P; ++k, to += kLanes<F>) store(V{} + 1, to);
+    for (int k = 0; k < phases; ++k, to += kLanes<F>) store(V{} + 1, to);
   }
-  template <int P>
-  void exponentiate(Vector<F>* sums) {
-    for (int k = 0; k < P; ++k) sums[k] = Vector<F>{};
+  void exponentiate(int phases, Vector<F>* sums) {
+    for (int k = 0; k < phases; ++k) sums[k] = Vector<F>{};
     F* to = values;
     for (int64_t c = 0; c < classes_; ++c) {
-      for (int k = 0; k < P; ++k, to += kLanes<F>) {
+      for (int k = 0; k < phases; ++k, to += kLanes<F>) {
         const Vector<F> value = exp(load(to));
         store(value, to);
         sums[k] += value;
       }
     }
-    for (int k = 0; k < P; ++k, to += kLanes<F>) store(Vector<F>{}, to);
+    for (int k = 0; k < phases; ++k, to += kLanes<F>) store(Vector<F>{}, to);
   }
 
  private:

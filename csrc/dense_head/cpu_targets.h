@@ -39,35 +39,39 @@ bool read_labels(const U* from, int64_t count, int64_t classes, int64_t ignored,
 
 class Targets {
  public:
-  Targets(const Target& target, int64_t classes, int64_t ignored, int64_t height, int64_t width)
-      : target_(target),
-        classes_(classes),
-        ignored_(ignored),
-        height_(height),
-        width_(width),
-        wrong_(ignored) {}
+  Targets(const Target& target, int64_t classes, int64_t ignored, int64_t height)
+      : target_(target), classes_(classes), ignored_(ignored), height_(height), wrong_(ignored) {}
 
-  // Row y of image n. One that is no class is remembered, and ignored.
-  void read(int64_t n, int64_t y, int32_t* labels) const {
-    switch (target_.dtype) {
-      case ScalarType::Byte: return read_row<uint8_t>(n, y, labels);
-      case ScalarType::Char: return read_row<int8_t>(n, y, labels);
-      case ScalarType::Short: return read_row<int16_t>(n, y, labels);
-      case ScalarType::Int: return read_row<int32_t>(n, y, labels);
-      default: return read_row<int64_t>(n, y, labels);
-    }
+  // `count` columns of row y of image n, from x on. One that is no class is remembered, and
+  // ignored.
+  void read(int64_t n, int64_t y, int64_t x, int64_t count, int32_t* labels) const {
+    with_type([&](auto type) {
+      const auto* const row = at<typename decltype(type)::type>(n, y, x);
+      const int64_t step = target_.stride_w;
+      bool wrong = false;
+      if (step == 1) {
+        wrong = read_labels(row, count, classes_, ignored_, labels);
+      } else {
+        for (int64_t i = 0; i < count; ++i) {
+          wrong |= read_labels(row + i * step, 1, classes_, ignored_, labels + i);
+        }
+      }
+      for (int64_t i = 0; wrong; ++i) {
+        const int64_t label = row[i * step];
+        if (label == ignored_ || (label >= 0 && label < classes_)) continue;
+        wrong_ = label;
+        wrong = false;
+      }
+    });
   }
 
-  // Asks for some columns of a row that will be read soon.
+  // Asks for what will be read soon.
   void fetch(int64_t n, int64_t y, int64_t x, int64_t count) const {
     if (target_.stride_w != 1 || y >= height_) return;
-    const int64_t size = target_.dtype == ScalarType::Long    ? 8
-                         : target_.dtype == ScalarType::Int   ? 4
-                         : target_.dtype == ScalarType::Short ? 2
-                                                              : 1;
-    const char* row = static_cast<const char*>(target_.data) +
-                      (n * target_.stride_n + y * target_.stride_h + x) * size;
-    for (int64_t i = 0; i < count * size; i += 64) __builtin_prefetch(row + i, 0, 2);
+    with_type([&](auto type) {
+      const auto* const row = at<typename decltype(type)::type>(n, y, x);
+      for (int64_t i = 0; i < count; i += 64 / sizeof(*row)) __builtin_prefetch(row + i);
+    });
   }
 
   // Raises if there was one.
@@ -77,29 +81,24 @@ class Targets {
   }
 
  private:
+  template <typename Run>
+  void with_type(const Run& run) const {
+    switch (target_.dtype) {
+      case ScalarType::Byte: return run(Type<uint8_t>());
+      case ScalarType::Char: return run(Type<int8_t>());
+      case ScalarType::Short: return run(Type<int16_t>());
+      case ScalarType::Int: return run(Type<int32_t>());
+      default: return run(Type<int64_t>());
+    }
+  }
   template <typename U>
-  void read_row(int64_t n, int64_t y, int32_t* labels) const {
-    const int64_t width = width_, step = target_.stride_w;
-    const U* row =
-        static_cast<const U*>(target_.data) + n * target_.stride_n + y * target_.stride_h;
-    bool wrong = false;
-    if (step == 1) {
-      wrong = read_labels(row, width, classes_, ignored_, labels);
-    } else {
-      for (int64_t x = 0; x < width; ++x) {
-        wrong |= read_labels(row + x * step, 1, classes_, ignored_, labels + x);
-      }
-    }
-    for (int64_t x = 0; wrong; ++x) {
-      const int64_t label = row[x * step];
-      if (label == ignored_ || (label >= 0 && label < classes_)) continue;
-      wrong_ = label;
-      wrong = false;
-    }
+  const U* at(int64_t n, int64_t y, int64_t x) const {
+    return static_cast<const U*>(target_.data) + n * target_.stride_n + y * target_.stride_h +
+           x * target_.stride_w;
   }
 
   const Target& target_;
-  const int64_t classes_, ignored_, height_, width_;
+  const int64_t classes_, ignored_, height_;
   mutable std::atomic<int64_t> wrong_;  // `ignored_` while there is none
 };
 

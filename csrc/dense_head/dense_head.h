@@ -53,15 +53,19 @@ struct Argmax {
   F* confidence = nullptr;         // or null
 };
 
-template <typename T, typename F>
-struct Loss {
+template <typename F>
+struct LossOptions {
   Upsampling<F> upsampling;
-  bool channels_last;
-  View<const T> logits;
   Target target;
   const F* weight = nullptr;  // [C], or null
   int64_t ignore_index;
   F label_smoothing;
+};
+
+template <typename T, typename F>
+struct Loss : LossOptions<F> {
+  bool channels_last;
+  View<const T> logits;
 };
 
 // A target that is neither a class nor `ignore_index`: its loss is NaN. On a CPU the call raises.
