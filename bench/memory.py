@@ -15,11 +15,14 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler's log breaks 
 
 
 def peak(call: Callable[[], Any], device: str) -> float | None:
-    """None where the output is empty. Counts what PyTorch's allocators hand out, not `malloc`."""
+    """None where the output is empty or one number. Counts what PyTorch's allocators hand out, not
+    `malloc`."""
     call()  # what is allocated once and kept is not the call's
     most, result = _cuda(call) if device == "cuda" else _cpu(call)
-    output = tensor_bytes(*((result,) if isinstance(result, torch.Tensor) else result))
-    return most / output if output else None
+    outputs = (result,) if isinstance(result, torch.Tensor) else result
+    if max(x.numel() for x in outputs) <= 1:
+        return None
+    return most / tensor_bytes(*outputs)
 
 
 def _cuda(call: Callable[[], Any]) -> tuple[int, Any]:

@@ -59,7 +59,7 @@ def test_the_lowest_class_wins_ties(target: Target, dtypes):
     for layout, align_corners in itertools.product(LAYOUTS, (False, True)):
         logits = torch.full((1, 19, 5, 7), -0.3, dtype=dtype, device=target.device)
         logits = logits.contiguous(memory_format=layout)
-        for size in ((40, 56), (5, 7), (17, 23), (3, 2)):
+        for size in ((40, 56), (5, 7), (3, 2)):
             labels = upsample_argmax(logits, size, align_corners=align_corners)
             assert not labels.any(), "all are equal"
         logits[:, 7] = logits[:, 12] = logits[:, 18] = Maker(dtype=dtype).unit(1, 5, 7)
@@ -94,7 +94,7 @@ def test_flips_are_near_ties_few_and_unbiased(
     make = maker.smooth if smooth else maker.features
     source, sizes = (32, 48), ((256, 384), (105, 161), (128, 192))
     if target.interpreted:
-        source, sizes = (8, 12), ((64, 96), (26, 40))
+        source, sizes = (4, 6), ((32, 48), (13, 20))
     flips, pixels, up = 0, 0, 0
     for size in sizes:
         logits = make(1, 19, *source)
@@ -134,14 +134,9 @@ def test_labels_have_no_gradient(target: Target):
 def test_every_option_is_as_in_pytorch(target: Target, reduction, align_corners):
     maker = Maker(device=target.device, dtype=torch.float64)
     logits = maker.features(2, 6, 5, 7)
-    classes = maker.labels(2, 14, 17, classes=6, ignored=0.2)
-    for weight, smoothing, ignore_index in itertools.product(
-        (None, maker.unit(6)), (0.0, 0.1, 1.0), (255, -100, 3)
-    ):
-        if ignore_index == -100:
-            classes = classes.where(classes != 255, -100)
-        elif ignore_index == 3:
-            classes = classes.where((classes >= 0) & (classes < 6), 1)
+    every = list(itertools.product((None, maker.unit(6)), (0.0, 0.1, 1.0), (255, -100, 3)))
+    for weight, smoothing, ignore_index in every[:: 5 if target.interpreted else 1]:
+        classes = maker.labels(2, 14, 17, classes=6, ignored=0.2, ignore_index=ignore_index)
         options: dict[str, Any] = {
             "weight": weight,
             "ignore_index": ignore_index,
