@@ -24,8 +24,8 @@ class BiSeNet(ImageModel):
     """BiSeNet-R18: a spatial path to 1/8, a context path to 1/32, and their fusion, at stride 8.
 
     Paper: "BiSeNet: Bilateral Segmentation Network for Real-time Semantic Segmentation" (ECCV
-    2018), table 6; here as GSVNet uses it (table 1 there). Its operator is `upsample_argmax`, in
-    `predict`. Published files are those of TorchSeg and GSVNet.
+    2018); here as in GSVNet's code, whose paper has it in tables 1 to 3 (BiSeNet-R18). Its operator
+    is `upsample_argmax`, in `predict`. Published files are those of GSVNet.
 
     Args:
         num_classes: channels of the logits.

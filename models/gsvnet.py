@@ -40,11 +40,11 @@ class GSVNet(VideoModel):
     """GSVNet: any network segments key frames; a light one carries its logits to those between.
 
     Paper: "GSVNet: Guided Spatially-Varying Convolution for Fast Semantic Segmentation on Video"
-    (ICME 2021), table 1; `flow_network="flownets"` is that of its figure 6. Everything but the key
-    frames' network works at 1/8, on `H // 8` x `W // 8` pixels; a key frame's logits are resized to
-    that as well. No codec motion is needed: a small network estimates the flow. Its operators are
-    `label_edges` and `guided_filter`, which warps on the way, in
-    `vsegops.nn.GuidedSpatiallyVaryingConv`; `labels` runs `upsample_argmax`.
+    (ICME 2021), tables 1 to 3 (Ours-SN-R18, Ours-BN-R18); with `flow_network="flownets"` figure 3
+    (Ours-FlowNet). Everything but the key frames' network works at 1/8, on `H // 8` x `W // 8`
+    pixels; a key frame's logits are resized to that as well. `motion` is not used: a small network
+    estimates the flow. Its operators are `label_edges` and `guided_filter`, which warps on the way,
+    in `vsegops.nn.GuidedSpatiallyVaryingConv`; `labels` runs `upsample_argmax`.
 
     Published is one file for the propagation and another for the key frames' network. Either loads,
     in any order, and leaves alone what is published in the other, by `load_upstream(model, path)`

@@ -22,7 +22,7 @@ from torch.utils.flop_counter import flop_registry
 from vsegops._spec import OperatorSpec, specs
 from vsegops.nn import OperatorModule
 
-from .base import Model
+from .base import Model, Motion, VideoModel
 from .registry import create_model
 
 
@@ -89,16 +89,18 @@ def summary(
     model: str | Model,
     size: Sequence[int] = (1024, 2048),
     *,
+    step: bool = False,
     repeats: int = 0,
     **options: Any,
 ) -> Summary:
     """Print and return what a model costs on one image, in evaluation mode.
 
-    Counting computes nothing, whatever the size. (A video model's first frame is counted.)
+    Counting computes nothing, whatever the size.
 
     Args:
         model: a name for `create_model`, or a model.
         size: height and width of the image.
+        step: count the second frame of a video, not the first.
         repeats: runs on the model's device of which the median time is taken, after one more; 0: no
             time is measured. The stages are separated by synchronising, so that their sum is more
             than the time of the whole.
@@ -116,8 +118,10 @@ def summary(
     if isinstance(model, str):
         with torch.device("cpu" if repeats else "meta"):
             model = create_model(model, **options)
-    seconds = _measure(copy.deepcopy(model).eval(), size, repeats) if repeats else {}
-    stages = _count(copy.deepcopy(model).eval().to("meta"), size)
+    if step and not isinstance(model, VideoModel):
+        raise ValueError(f"step: {name} has no steps, it is not a video model")
+    seconds = _measure(copy.deepcopy(model).eval(), size, step, repeats) if repeats else {}
+    stages = _count(copy.deepcopy(model).eval().to("meta"), size, step)
     for stage in stages if repeats else ():
         stage.seconds = seconds.get(stage.name, 0.0)
     result = Summary(name, tuple(size), tuple(stages))
@@ -194,9 +198,27 @@ class _Counter(TorchDispatchMode):
         return result
 
 
-def _count(model: Model, size: Sequence[int]) -> list[Stage]:
+def _arguments(model: Model, size: Sequence[int], step: bool) -> tuple[Any, ...]:
+    """An image; for a step also the state and the motion that it asks for."""
+    device = next(model.parameters()).device
+    image = torch.randn(1, 3, *size, device=device)
+    if not step:
+        return (image,)
+    assert isinstance(model, VideoModel)
+    with torch.no_grad():
+        _, state = model.start(image)
+    if model.motion_stride is None:
+        return image, state
+    height, width = (-(-length // model.motion_stride) for length in size)
+    flow = torch.zeros(1, 2, height, width, device=device)
+    mask = torch.ones(1, height, width, dtype=torch.bool, device=device)
+    return image, state, Motion(flow, mask, torch.zeros_like(image))
+
+
+def _count(model: Model, size: Sequence[int], step: bool) -> list[Stage]:
     """The costs of each stage, in the order in which they come to run."""
     found: dict[str, Stage] = {}
+    arguments = _arguments(model, size, step)
 
     def costs() -> Stage:
         return found.setdefault(stages.current, Stage(stages.current))
@@ -217,9 +239,8 @@ def _count(model: Model, size: Sequence[int]) -> list[Stage]:
         if isinstance(module, OperatorModule):
             module._instead = instead
     stages = _Stages(model)
-    image = torch.empty(1, 3, *size, device="meta")
     with torch.no_grad(), _Counter(costs):
-        model(image)
+        model(*arguments)
     for stage, parameters in stages.parameters.items():
         found.setdefault(stage, Stage(stage)).parameters = sum(parameters.values())
     for name, x in model.named_parameters():  # those that did not run
@@ -228,7 +249,7 @@ def _count(model: Model, size: Sequence[int]) -> list[Stage]:
     return list(found.values())
 
 
-def _measure(model: Model, size: Sequence[int], repeats: int) -> dict[str, float]:
+def _measure(model: Model, size: Sequence[int], step: bool, repeats: int) -> dict[str, float]:
     """Median seconds of each stage."""
     device = next(model.parameters()).device
     took: dict[str, float] = {}
@@ -242,13 +263,13 @@ def _measure(model: Model, size: Sequence[int], repeats: int) -> dict[str, float
         took[stages.current] = took.get(stages.current, 0.0) + now - last
         last = now
 
+    arguments = _arguments(model, size, step)
     stages = _Stages(model, changing)
-    image = torch.randn(1, 3, *size, device=device)
     runs = []
     with torch.no_grad():
         for _ in range(1 + repeats):
             took.clear()
             last = time.perf_counter()
-            model(image)
+            model(*arguments)
             runs.append(dict(took))
     return {stage: statistics.median(run[stage] for run in runs[1:]) for stage in runs[0]}

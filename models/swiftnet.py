@@ -30,8 +30,8 @@ class SwiftNet(ImageModel):
     """SwiftNet-R18: ResNet-18, pyramid pooling, and a ladder of sums. The logits have stride 4.
 
     Paper: "In Defense of Pre-trained ImageNet Architectures for Real-time Semantic Segmentation of
-    Road-driving Images" (CVPR 2019), table 1, single scale; here as GSVNet uses it (table 1 there).
-    Its operator is `upsample_argmax`, in `predict`.
+    Road-driving Images" (CVPR 2019), with a single scale; here as in GSVNet's code, whose paper has
+    it in tables 1 and 2 (SwiftNet-R18). Its operator is `upsample_argmax`, in `predict`.
 
     Published files are GSVNet's and SwiftNet's. The skips are taken after the ReLU, which in
     the published code works in place on what the paper draws before it.

@@ -161,10 +161,11 @@ class IdealDelays(nn.Module):
         return super()._apply(lambda x: fn(x.flatten(1, 2)).unsqueeze(1), recurse)
 
     def read(self) -> None:
-        """Look at the kernels' values."""
+        """Look at the kernels' values; where there are none (on meta), they are as before."""
         kernels = self.filter_copy_s
         self._seen = (id(kernels), kernels._version)
-        self._offsets = None if kernels.is_meta else _one_hot(kernels.flatten(1).tolist())
+        if not kernels.is_meta:
+            self._offsets = _one_hot(kernels.flatten(1).tolist())
 
 
 def _read(delays: IdealDelays, _: object) -> None:
