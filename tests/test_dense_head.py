@@ -292,7 +292,9 @@ def test_ohem_check_values(target: Target, min_kept, loss):
     assert (classes != 255).sum() == 11038
     for align_corners in (False, True):  # at the target's size nothing is interpolated
         module = OhemUpsampleCrossEntropyLoss(min_kept=min_kept, align_corners=align_corners)
-        assert module(logits, classes).item() == pytest.approx(loss, abs=1e-6)
+        # (One more pixel is kept where two losses at the threshold round to the same number.)
+        one = loss / min_kept if target.backend != "cpu" else 1e-6
+        assert module(logits, classes).item() == pytest.approx(loss, abs=one)
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.3, 0.7, 1.0])

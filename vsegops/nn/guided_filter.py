@@ -158,7 +158,8 @@ class IdealDelays(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> IdealDelays:
         """Of four dimensions, for `to(memory_format=torch.channels_last)` refuses five."""
-        return super()._apply(lambda x: fn(x.flatten(1, 2)).unsqueeze(1), recurse)
+        super()._apply(lambda x: fn(x.flatten(1, 2)).unsqueeze(1), recurse)
+        return self
 
     def read(self) -> None:
         """Look at the kernels' values; where there are none (on meta), they are as before."""
