@@ -145,60 +145,73 @@ __global__ void __launch_bounds__(kThreads, 2) attend_kernel(const __grid_consta
       const auto at = stream.next(i);
       P::add_scores(x, at.left, left.last, at.right, right.last);
     }
-    const auto other = [&](int j, int e) {
-      return tile * kItems + static_cast<int32_t>(P::column(j, e));
-    };
-    const auto state = [&](int j, int r, int e, int which) {
-      const uint32_t pixel = M::kPixelsRight ? P::column(j, e) : item_of_thread(r);
+    const auto state = [&](int j, int i, int which) {
+      const uint32_t pixel = M::kPixelsRight ? P::column(j, i % 2) : item_of_thread(i / 2);
       return stream.states(tile)[pixel].data[which];
     };
-    F d[kColumns][4] = {};  // grad . value, less the slope if it is known
+    F d[kColumns][4] = {};  // grad . value
     if constexpr (M::kSlopes) {
-      if constexpr (!M::kSoftmax) {
-        each(d, [&](int j, int r, int e, F& value) { value = -state(j, r, e, 1); });
-      }
+      P::park(buffer, x);
       for (int i = 0; i < task.slopes; ++i) {
         const auto at = stream.next(task.scores + i);
         P::add_scores(d, at.left, call.items[kLeft][kForSlopes].last, at.right,
                       call.items[kRight][kForSlopes].last);
       }
     }
-    each(x, [&](int j, int r, int e, F& value) {
-      const int32_t i = other(j, e);
-      const bool counts = i < right.items && !(call.skips_itself && i == item(r));
-      value = counts ? call.scale * value : -F(INFINITY);
-    });
+    // The scores of j, scaled, for what counts.
+    const auto finish = [&](int j, F(&score)[4]) {
+      if (M::kSlopes) P::unpark(buffer, j, x[j]);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int32_t other = tile * kItems + static_cast<int32_t>(P::column(j, i % 2));
+        const bool counts = other < right.items && !(call.skips_itself && other == item(i / 2));
+        score[i] = counts ? call.scale * x[j][i] : -F(INFINITY);
+      }
+    };
+    typename P::Weights weights(buffer);
     if constexpr (M::kSoftmax) {
+      F base[2] = {largest[0], largest[1]};
+#pragma unroll
+      for (int j = 0; j < kColumns; ++j) {
+        F score[4];
+        finish(j, score);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) base[i / 2] = max(base[i / 2], score[i]);
+      }
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        F top = largest[r];
-#pragma unroll
-        for (int j = 0; j < kColumns; ++j) top = max(top, max(x[j][2 * r], x[j][2 * r + 1]));
-        top = join(top, [](F a, F b) { return max(a, b); });
-        const F base = top == -F(INFINITY) ? F(0) : top;  // (nothing counts so far)
-        const F factor = exponential<T>(largest[r] - base);
-        largest[r] = top;
+        const F before = largest[r];
+        largest[r] = join(base[r], [](F a, F b) { return max(a, b); });
+        base[r] = largest[r] == -F(INFINITY) ? F(0) : largest[r];  // (nothing counts so far)
+        const F factor = exponential<T>(before - base[r]);
         sum[r] *= factor;
         slope[r] *= factor;
         if (M::kSums) sums.scale(r, factor);
+      }
 #pragma unroll
-        for (int j = 0; j < kColumns; ++j) {
+      for (int j = 0; j < kColumns; ++j) {
+        finish(j, x[j]);
 #pragma unroll
-          for (int i = 2 * r; i < 2 * r + 2; ++i) {
-            x[j][i] = exponential<T>(x[j][i] - base);
-            sum[r] += x[j][i];
-            if (M::kSlopes) slope[r] += x[j][i] * d[j][i];
-          }
+        for (int i = 0; i < 4; ++i) {
+          x[j][i] = exponential<T>(x[j][i] - base[i / 2]);
+          sum[i / 2] += x[j][i];
+          if (M::kSlopes) slope[i / 2] += x[j][i] * d[j][i];
         }
+        if (M::kSums) weights.put(j, x[j]);
       }
     } else {
-      each(x, [&](int j, int r, int e, F& value) {
-        value = exponential<T>(value - state(j, r, e, 0));
-        if (M::kSlopes) value *= d[j][2 * r + e];
-      });
+#pragma unroll
+      for (int j = 0; j < kColumns; ++j) {
+        finish(j, x[j]);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          x[j][i] = exponential<T>(x[j][i] - state(j, i, 0));
+          if (M::kSlopes) x[j][i] *= d[j][i] - state(j, i, 1);
+        }
+        weights.put(j, x[j]);
+      }
     }
     if constexpr (M::kSums) {
-      const typename P::Weights weights(buffer, x);
       for (int i = 0; i < task.sums; ++i) {
         const auto at = stream.next(0);
 #pragma unroll

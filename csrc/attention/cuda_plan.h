@@ -23,18 +23,23 @@ struct Axis {
   __device__ int32_t length(int bin) const { return border[last[bin]] - border[first[bin]]; }
 };
 
-// Bins of k along an axis of size n that contain a place.
+// The bounds of bin i of k along an axis of size n; (n + 1) * k has to have a place in an I.
+template <typename I>
+VSEGOPS_HD I bin_begin(I i, I k, I n) {
+  return i * n / k;
+}
+template <typename I>
+VSEGOPS_HD I bin_end(I i, I k, I n) {
+  return ceil_div((i + 1) * n, k);
+}
+
+// The bins that contain a place: [first, last].
 struct Covering {
-  int32_t first, last;  // [first, last]
+  int32_t first, last;
 
-  __device__ Covering(int64_t place, int64_t k, int64_t n)
-      : first(static_cast<int32_t>(place * k / n)),
-        last(static_cast<int32_t>(((place + 1) * k - 1) / n)) {}
+  __device__ Covering(int32_t place, int32_t k, int32_t n)
+      : first(place * k / n), last(((place + 1) * k - 1) / n) {}
 };
-
-// The bounds of bin i of k along an axis of size n.
-VSEGOPS_HD int64_t bin_begin(int64_t i, int64_t k, int64_t n) { return i * n / k; }
-VSEGOPS_HD int64_t bin_end(int64_t i, int64_t k, int64_t n) { return ceil_div((i + 1) * n, k); }
 
 struct Plan {
   Axis t, y, x;

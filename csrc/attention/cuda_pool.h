@@ -50,7 +50,7 @@ struct Part {
 };
 
 template <int V, typename T>
-__global__ void __launch_bounds__(kPoolThreads)
+__global__ void __launch_bounds__(kPoolThreads, 4)
     pool_planes_kernel(const __grid_constant__ PoolCall<T> call) {
   using F = compute_t<T>;
   const Plan& plan = call.plan;
@@ -118,7 +118,7 @@ __device__ __forceinline__ Share share_of_block(const PoolCall<T>& call) {
 }
 
 template <int V, typename T>
-__global__ void __launch_bounds__(kPoolThreads)
+__global__ void __launch_bounds__(kPoolThreads, 4)
     pool_vectors_kernel(const __grid_constant__ PoolCall<T> call) {
   using F = compute_t<T>;
   constexpr int lanes = kLanesOfPixel<V>, slots = kPoolThreads / lanes, strip = kStrip / 4;
@@ -160,7 +160,7 @@ __global__ void __launch_bounds__(kPoolThreads)
 
 // The means, from the sums that the blocks of either kernel have left. `Last`: as channels_last.
 template <bool Last, typename T>
-__global__ void __launch_bounds__(kPoolThreads)
+__global__ void __launch_bounds__(kPoolThreads, 4)
     pool_means_kernel(const __grid_constant__ PoolCall<T> call, int64_t count) {
   const int64_t i = int64_t(blockIdx.x) * kPoolThreads + threadIdx.x;
   if (i >= count) return;
@@ -201,7 +201,7 @@ __device__ __forceinline__ F sum_of_bins(const Axis& x, int cell, const Of& of) 
 }
 
 template <int V, typename T>
-__global__ void __launch_bounds__(kPoolThreads)
+__global__ void __launch_bounds__(kPoolThreads, 4)
     pool_planes_backward_kernel(const __grid_constant__ PoolCall<T> call) {
   using F = compute_t<T>;
   const Plan& plan = call.plan;
@@ -243,7 +243,7 @@ __global__ void __launch_bounds__(kPoolThreads)
 }
 
 template <int V, typename T>
-__global__ void __launch_bounds__(kPoolThreads)
+__global__ void __launch_bounds__(kPoolThreads, 4)
     pool_vectors_backward_kernel(const __grid_constant__ PoolCall<T> call) {
   using F = compute_t<T>;
   constexpr int lanes = kLanesOfPixel<V>, slots = kPoolThreads / lanes;
@@ -285,73 +285,80 @@ __global__ void __launch_bounds__(kPoolThreads)
 
 // ---- Pyramids that no plan holds: more bins, wider rows. Correct, and no more. ----
 
+// Sizes along one axis.
+struct Along {
+  int32_t bins, size;
+
+  __device__ Along(int64_t k, int64_t n)
+      : bins(static_cast<int32_t>(k)), size(static_cast<int32_t>(n)) {}
+  __device__ int32_t begin(int32_t i) const { return bin_begin(i, bins, size); }
+  __device__ int32_t end(int32_t i) const { return bin_end(i, bins, size); }
+  __device__ int32_t length(int32_t i) const { return end(i) - begin(i); }
+  __device__ Covering at(int32_t place) const { return {place, bins, size}; }
+};
+
 // A warp has a bin of a channel.
 template <typename T>
-__global__ void __launch_bounds__(kPoolThreads)
+__global__ void __launch_bounds__(kPoolThreads, 4)
     pool_any_kernel(const __grid_constant__ Pool<T> call) {
   using F = compute_t<T>;
   const Pyramid& p = call.pyramid;
   const int64_t i = (int64_t(blockIdx.x) * kPoolThreads + threadIdx.x) / 32;
   if (i >= call.out.n * call.out.c * call.out.size) return;
   const int64_t plane = i / call.out.size, n = plane / call.out.c, c = plane - n * call.out.c;
-  int64_t anchor = i - plane * call.out.size;
-  int at = 0;
-  while (anchor >= p.level[at].t * p.level[at].h * p.level[at].w) {
-    anchor -= p.level[at].t * p.level[at].h * p.level[at].w;
-    ++at;
+  auto anchor = static_cast<int32_t>(i - plane * call.out.size);
+  const Level* level = p.level;
+  while (anchor >= level->t * level->h * level->w) {
+    anchor -= static_cast<int32_t>(level->t * level->h * level->w);
+    ++level;
   }
-  const Level& level = p.level[at];
-  const int64_t ix = anchor % level.w, iy = anchor / level.w % level.h;
-  const int64_t it = anchor / level.w / level.h;
-  const int64_t t0 = bin_begin(it, level.t, p.t), t1 = bin_end(it, level.t, p.t);
-  const int64_t y0 = bin_begin(iy, level.h, p.h), y1 = bin_end(iy, level.h, p.h);
-  const int64_t x0 = bin_begin(ix, level.w, p.w), x1 = bin_end(ix, level.w, p.w);
+  const Along t(level->t, p.t), y(level->h, p.h), x(level->w, p.w);
+  const int32_t row = anchor / x.bins, ix = anchor - row * x.bins;
+  const int32_t it = row / y.bins, iy = row - it * y.bins;
   const T* const input = call.input.data + n * call.input.stride_n + c * call.input.stride_c;
   F sum = F(0);
-  for (int64_t t = t0; t < t1; ++t) {
-    for (int64_t y = y0; y < y1; ++y) {
-      for (int64_t x = x0 + threadIdx.x % 32; x < x1; x += 32) {
-        sum += widen(fetch(input + ((t * p.h + y) * p.w + x) * call.input.stride));
+  for (int32_t at = t.begin(it); at < t.end(it); ++at) {
+    for (int32_t line = y.begin(iy); line < y.end(iy); ++line) {
+      for (int32_t k = x.begin(ix) + threadIdx.x % 32; k < x.end(ix); k += 32) {
+        const int32_t pixel = (at * y.size + line) * x.size + k;
+        sum += widen(fetch(input + pixel * call.input.stride));
       }
     }
   }
   for (int by = 16; by > 0; by /= 2) sum += __shfl_xor_sync(0xffffffff, sum, by);
   if (threadIdx.x % 32 == 0) {
-    narrow(sum / F((t1 - t0) * (y1 - y0) * (x1 - x0)), call.out.data + i);
+    narrow(sum / (F(t.length(it)) * F(y.length(iy)) * F(x.length(ix))), call.out.data + i);
   }
 }
 
 // A thread has a pixel of a channel.
 template <typename T>
-__global__ void __launch_bounds__(kPoolThreads)
+__global__ void __launch_bounds__(kPoolThreads, 4)
     pool_any_backward_kernel(const __grid_constant__ PoolBackward<T> call) {
   using F = compute_t<T>;
   const Pyramid& p = call.pyramid;
-  const int64_t i = int64_t(blockIdx.x) * kPoolThreads + threadIdx.x;
   const Columns<T>& out = call.d_input;
+  const int64_t i = int64_t(blockIdx.x) * kPoolThreads + threadIdx.x;
   if (i >= out.n * out.c * out.size) return;
   const int64_t plane = i / out.size, n = plane / out.c, c = plane - n * out.c;
-  const int64_t pixel = i - plane * out.size, row = pixel / p.w;
-  const int64_t t = row / p.h, y = row - t * p.h, x = pixel - row * p.w;
+  const auto pixel = static_cast<int32_t>(i - plane * out.size);
+  const auto w = static_cast<int32_t>(p.w), h = static_cast<int32_t>(p.h);
+  const int32_t row = pixel / w, frame = row / h;
   const T* grad = call.grad.data + n * call.grad.stride_n + c * call.grad.stride_c;
   F sum = F(0);
-  for (int at = 0; at < p.levels; ++at) {
-    const Level& level = p.level[at];
-    const Covering ts(t, level.t, p.t), ys(y, level.h, p.h), xs(x, level.w, p.w);
-    const auto length = [](int64_t bin, int64_t k, int64_t size) {
-      return bin_end(bin, k, size) - bin_begin(bin, k, size);
-    };
-    for (int64_t it = ts.first; it <= ts.last; ++it) {
-      for (int64_t iy = ys.first; iy <= ys.last; ++iy) {
-        for (int64_t ix = xs.first; ix <= xs.last; ++ix) {
-          const int64_t pixels =
-              length(it, level.t, p.t) * length(iy, level.h, p.h) * length(ix, level.w, p.w);
-          const int64_t anchor = (it * level.h + iy) * level.w + ix;
-          sum += widen(fetch(grad + anchor * call.grad.stride)) / F(pixels);
+  for (const Level* level = p.level; level < p.level + p.levels; ++level) {
+    const Along t(level->t, p.t), y(level->h, p.h), x(level->w, p.w);
+    const Covering ts = t.at(frame), ys = y.at(row - frame * h), xs = x.at(pixel - row * w);
+    for (int32_t it = ts.first; it <= ts.last; ++it) {
+      for (int32_t iy = ys.first; iy <= ys.last; ++iy) {
+        const F rows = F(t.length(it)) * F(y.length(iy));
+        for (int32_t ix = xs.first; ix <= xs.last; ++ix) {
+          const int32_t anchor = (it * y.bins + iy) * x.bins + ix;
+          sum += widen(fetch(grad + anchor * call.grad.stride)) / (rows * F(x.length(ix)));
         }
       }
     }
-    grad += level.t * level.h * level.w * call.grad.stride;
+    grad += level->t * level->h * level->w * call.grad.stride;
   }
   narrow(sum, out.data + n * out.stride_n + c * out.stride_c + pixel * out.stride);
 }

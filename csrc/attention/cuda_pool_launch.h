@@ -23,12 +23,21 @@ void with_vector(int64_t length, const void* data, const Run& run) {
   }
 }
 
+// 32-bit arithmetic finds bins.
 template <typename T>
-void check_image(const Columns<T>& x) {
+void check_pyramid(const Pyramid& pyramid, const Columns<T>& x) {
   constexpr int64_t limit = int64_t(1) << 31;
   STD_TORCH_CHECK(x.n * x.c < limit && x.size < limit,
                   "input: expected fewer than 2^31 planes, and pixels of each, got ", x.n * x.c,
                   " and ", x.size);
+  bool fits = pyramid.anchors() < limit;
+  for (int i = 0; i < pyramid.levels; ++i) {
+    const Level& level = pyramid.level[i];
+    fits = fits && (pyramid.t + 1) * level.t < limit && (pyramid.h + 1) * level.h < limit &&
+           (pyramid.w + 1) * level.w < limit;
+  }
+  STD_TORCH_CHECK(fits, "sizes: expected fewer than 2^31 bins, and pixels times bins along each",
+                  " dimension");
 }
 
 // Shares the bands of a plane out among blocks, at most `most` for each.
@@ -70,7 +79,7 @@ void pool(const Pool<T>& given, const Context& context) {
   using F = compute_t<T>;
   const Columns<const T>& in = given.input;
   const Pyramid& pyramid = given.pyramid;
-  check_image(in);
+  check_pyramid(pyramid, in);
   const int64_t planes = in.n * in.c, count = planes * given.out.size;
   const bool last = channels_last(in);
   with_vector<T>(last ? in.c : pyramid.w, in.data, [&](auto vector) {
@@ -112,7 +121,7 @@ void pool_backward(const PoolBackward<T>& given, const Context& context) {
   using F = compute_t<T>;
   const Columns<T>& out = given.d_input;
   const Pyramid& pyramid = given.pyramid;
-  check_image(out);
+  check_pyramid(pyramid, out);
   const int64_t planes = out.n * out.c;
   const bool last = channels_last(out);
   with_vector<T>(last ? out.c : pyramid.w, out.data, [&](auto vector) {

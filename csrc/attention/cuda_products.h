@@ -23,7 +23,7 @@ struct Products;
 // A warp loads 2.5 (scores) or 2 KB (weighted sums) of shared memory for 8 products of 16 x 8 x 16.
 template <typename T>
 struct Products<T, true> {
-  static constexpr int kWeightElements = 0;  // of shared memory, for a warp's weights
+  static constexpr int kWeightElements = 0;  // of shared memory, for a warp's scores and weights
 
   static __device__ __forceinline__ uint32_t column(uint32_t j, uint32_t e) {
     return 8 * j + 2 * (lane_of_thread() & 3) + e;
@@ -44,19 +44,17 @@ struct Products<T, true> {
     }
   }
 
+  static __device__ __forceinline__ void park(float*, const float (&)[kItems / 8][4]) {}
+  static __device__ __forceinline__ void unpark(const float*, int, float (&)[4]) {}
+
   // Weights of 16 items by kItems, rounded, as the left matrix of a product.
   struct Weights {
     uint32_t a[kItems / 16][4];
 
-    __device__ __forceinline__ Weights(float*, const float (&w)[kItems / 8][4]) {
-#pragma unroll
-      for (int k = 0; k < kItems / 16; ++k) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const float (&from)[4] = w[2 * k + i / 2];
-          a[k][i] = pair(from[i % 2 * 2], from[i % 2 * 2 + 1]);
-        }
-      }
+    __device__ __forceinline__ explicit Weights(float*) {}
+    __device__ __forceinline__ void put(int j, const float (&w)[4]) {
+      a[j / 2][j % 2 * 2] = pair(w[0], w[1]);
+      a[j / 2][j % 2 * 2 + 1] = pair(w[2], w[3]);
     }
   };
 
@@ -136,6 +134,7 @@ struct Products<T, false> {
       load(a[1], left, item + 8, k);
 #pragma unroll
       for (int j = 0; j < kItems / 8; ++j) {
+        if (j % 2 == 0) __syncwarp();  // (not all are fetched at once)
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
           T b[kStep];
@@ -150,20 +149,27 @@ struct Products<T, false> {
     }
   }
 
-  // In shared memory of the warp's own. The other warps' barriers order it for its lanes, too.
-  struct Weights {
-    const T* at;
+  // A tile's scores give their registers to others for a while: back come the four of j. (A barrier
+  // keeps the compiler from fetching all at once, which takes more registers than there are.)
+  static __device__ __forceinline__ void park(T* to, const T (&x)[kItems / 8][4]) {
+    Weights parked(to);
+#pragma unroll
+    for (int j = 0; j < kItems / 8; ++j) parked.put(j, x[j]);
+  }
+  static __device__ __forceinline__ void unpark(const T* from, int j, T (&x)[4]) {
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < 4; ++i) x[i] = from[place_of(j, i)];
+  }
 
-    __device__ __forceinline__ Weights(T* to, const T (&w)[kItems / 8][4]) : at(to) {
-      T* item = to + lane_of_thread() / 4 * kPitch;
+  // In shared memory of the warp's own. (Barriers between the products order it for all lanes.)
+  struct Weights {
+    T* const at;
+
+    __device__ __forceinline__ explicit Weights(T* to) : at(to) {}
+    __device__ __forceinline__ void put(int j, const T (&w)[4]) {
 #pragma unroll
-      for (int j = 0; j < kItems / 8; ++j) {
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          item[column(j, e)] = w[j][e];
-          item[8 * kPitch + column(j, e)] = w[j][2 + e];
-        }
-      }
+      for (int i = 0; i < 4; ++i) at[place_of(j, i)] = w[i];
     }
   };
 
@@ -194,6 +200,10 @@ struct Products<T, false> {
 
  private:
   static constexpr int kStep = kVector<T>;
+
+  static __device__ __forceinline__ uint32_t place_of(uint32_t j, uint32_t i) {
+    return (lane_of_thread() / 4 + i / 2 * 8) * kPitch + column(j, i % 2);
+  }
 
   static __device__ __forceinline__ void load(T (&out)[kStep], const T* at) {
     const auto v = *reinterpret_cast<const Vec<T, kStep>*>(at);
