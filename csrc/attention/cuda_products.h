@@ -184,6 +184,7 @@ struct Products<T, false> {
       load(a[1], item + 8 * kPitch + k);
 #pragma unroll
       for (int i = 0; i < kStep; ++i) {
+        __syncwarp();  // (not all are fetched at once)
 #pragma unroll
         for (int c = 0; c < kDepth<T> / 4; c += kStep) {  // columns of the lane
           T b[kStep];
