@@ -134,9 +134,9 @@ struct Products<T, false> {
       load(a[1], left, item + 8, k);
 #pragma unroll
       for (int j = 0; j < kItems / 8; ++j) {
-        if (j % 2 == 0) __syncwarp();  // (not all are fetched at once)
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
+          __syncwarp();  // (not all are fetched at once)
           T b[kStep];
           load(b, right, column(j, e), k);
 #pragma unroll
@@ -177,23 +177,17 @@ struct Products<T, false> {
                                                       const Weights& weights, const T* right,
                                                       bool) {
     const T* item = weights.at + lane_of_thread() / 4 * kPitch;
-#pragma unroll 1
-    for (int k = 0; k < kItems; k += kStep) {
-      T a[2][kStep];
-      load(a[0], item + k);
-      load(a[1], item + 8 * kPitch + k);
+#pragma unroll 1  // (more of them take more registers than there are)
+    for (int k = 0; k < kItems; ++k) {
+      const T a[2] = {item[k], item[8 * kPitch + k]};
 #pragma unroll
-      for (int i = 0; i < kStep; ++i) {
-        __syncwarp();  // (not all are fetched at once)
+      for (int c = 0; c < kDepth<T> / 4; c += kStep) {  // columns of the lane
+        T b[kStep];
+        load(b, right, k, column(c / 2, c % 2));
 #pragma unroll
-        for (int c = 0; c < kDepth<T> / 4; c += kStep) {  // columns of the lane
-          T b[kStep];
-          load(b, right, k + i, column(c / 2, c % 2));
-#pragma unroll
-          for (int e = 0; e < kStep; ++e) {
-            d[(c + e) / 2][(c + e) % 2] += a[0][i] * b[e];
-            d[(c + e) / 2][2 + (c + e) % 2] += a[1][i] * b[e];
-          }
+        for (int e = 0; e < kStep; ++e) {
+          d[(c + e) / 2][(c + e) % 2] += a[0] * b[e];
+          d[(c + e) / 2][2 + (c + e) % 2] += a[1] * b[e];
         }
       }
     }
