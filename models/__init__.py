@@ -6,7 +6,9 @@ from . import gsvnet as gsvnet
 from . import sfnet as sfnet
 from . import swiftnet as swiftnet
 from . import tmanet as tmanet
+from . import twnet as twnet
 from .base import ImageModel, Model, Motion, Preprocess, VideoModel
+from .export import export_onnx
 from .registry import create_model, list_models, register
 from .summary import Summary, summary
 from .weights import load_upstream
@@ -19,6 +21,7 @@ __all__ = [
     "Summary",
     "VideoModel",
     "create_model",
+    "export_onnx",
     "list_models",
     "load_upstream",
     "register",

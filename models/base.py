@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from vsegops import upsample_argmax
 from vsegops._checks import check_tensor, error
@@ -83,6 +85,10 @@ class Model(OperatorModule):
         )
         return cast(Tensor, labels)
 
+    def example_inputs(self, size: Sequence[int], batch: int = 1) -> tuple[Any, ...]:
+        """Random arguments for a call, of the model's dtype and on its device."""
+        raise NotImplementedError
+
     def upstream_state(self, checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
         """The entries of this model in a published file (see `load_upstream`).
 
@@ -106,6 +112,9 @@ class ImageModel(Model):
 
     def forward(self, images: Tensor) -> Any:
         raise NotImplementedError
+
+    def example_inputs(self, size: Sequence[int], batch: int = 1) -> tuple[Tensor]:
+        return (_random(self, batch, 3, *size),)
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:
@@ -184,6 +193,18 @@ class VideoModel(Model):
         """`start` without a state, `step` with one: what hooks, `torch.compile` and export see."""
         return self.start(frame) if state is None else self.step(frame, state, motion)
 
+    def example_inputs(self, size: Sequence[int], batch: int = 1) -> tuple[Any, ...]:
+        """Random arguments for a step, with the motion if the model uses one."""
+        frame = _random(self, batch, 3, *size)
+        with torch.no_grad():
+            _, state = copy.deepcopy(self).eval().to("meta").start(frame.to("meta"))
+        state = tree_map(lambda x: _random(self, *x.shape), state)
+        if self.motion_stride is None:
+            return frame, state
+        flow = _random(self, batch, 2, *(-(-length // self.motion_stride) for length in size))
+        mask = torch.ones_like(flow[:, 0], dtype=torch.bool)
+        return frame, state, Motion(flow, mask, 20 * _random(self, *frame.shape))
+
     def check_motion(self, frame: Tensor, motion: Motion | None) -> Motion:
         """The motion, where it is there and at the model's stride."""
         if motion is None:
@@ -193,3 +214,8 @@ class VideoModel(Model):
             size = [-(-length // self.motion_stride) for length in (height, width)]
             check_tensor("motion.flow", motion.flow, (n, 2, *size), like=frame)
         return motion
+
+
+def _random(model: Model, *shape: int) -> Tensor:
+    like = next(model.parameters())
+    return torch.randn(shape, dtype=like.dtype, device=like.device)

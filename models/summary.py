@@ -22,7 +22,7 @@ from torch.utils.flop_counter import flop_registry
 from vsegops._spec import OperatorSpec, specs
 from vsegops.nn import OperatorModule
 
-from .base import Model, Motion, VideoModel
+from .base import Model, VideoModel
 from .registry import create_model
 
 
@@ -199,20 +199,8 @@ class _Counter(TorchDispatchMode):
 
 
 def _arguments(model: Model, size: Sequence[int], step: bool) -> tuple[Any, ...]:
-    """An image; for a step also the state and the motion that it asks for."""
-    device = next(model.parameters()).device
-    image = torch.randn(1, 3, *size, device=device)
-    if not step:
-        return (image,)
-    assert isinstance(model, VideoModel)
-    with torch.no_grad():
-        _, state = model.start(image)
-    if model.motion_stride is None:
-        return image, state
-    height, width = (-(-length // model.motion_stride) for length in size)
-    flow = torch.zeros(1, 2, height, width, device=device)
-    mask = torch.ones(1, height, width, dtype=torch.bool, device=device)
-    return image, state, Motion(flow, mask, torch.zeros_like(image))
+    arguments = model.example_inputs(size)
+    return arguments if step else arguments[:1]
 
 
 def _count(model: Model, size: Sequence[int], step: bool) -> list[Stage]:

@@ -101,8 +101,16 @@ def differentiable(spec: OperatorSpec, arguments: Mapping[str, Any]) -> list[str
     return [name for name in spec.differentiable if isinstance(arguments.get(name), Tensor)]
 
 
-def cases(spec: OperatorSpec, target: Target) -> Iterator[tuple[str, Make]]:
-    """All cases, for Triton's interpreter without the large ones."""
+def cases(
+    spec: OperatorSpec, target: Target, *, interpreted: bool = True
+) -> Iterator[tuple[str, Make]]:
+    """All cases; for Triton's interpreter without the large ones.
+
+    `interpreted=False`: the interpreter, which takes minutes for all, runs representatives.
+    """
+    if target.interpreted and not interpreted:
+        yield from representatives(spec, target)
+        return
     for case in spec.cases:
         if not (target.interpreted and _is_large(case)):
             yield case.name, case.make

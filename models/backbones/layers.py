@@ -24,6 +24,10 @@ class Backbone(nn.Module):
     unused_prefixes: tuple[str, ...] = ("fc.",)
 
     def forward(self, images: Tensor) -> list[Tensor]:
+        return run_through(self.steps(), images)
+
+    def steps(self) -> Sequence[nn.Module]:
+        """What leads to each level, from the images or from the level before."""
         raise NotImplementedError
 
 

@@ -7,7 +7,7 @@ TensorFlow's `SAME` pads a stride of 2 at the right and at the bottom only.)
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 
 from .layers import Backbone, conv_bn, kaiming
 
@@ -46,14 +46,15 @@ class MobileNetV1(Backbone):
             channels = width
         kaiming(self)
 
-    def forward(self, images: Tensor) -> list[Tensor]:
-        x, levels = self.Conv2d_0(images), []
+    def steps(self) -> list[nn.Sequential]:
+        steps, units = [], [self.Conv2d_0]
         for number in range(1, len(SEPARABLE) + 1):
-            x = getattr(self, f"Conv2d_{number}_depthwise")(x)
-            x = getattr(self, f"Conv2d_{number}_pointwise")(x)
+            units.append(getattr(self, f"Conv2d_{number}_depthwise"))
+            units.append(getattr(self, f"Conv2d_{number}_pointwise"))
             if number in self.levels:
-                levels.append(x)
-        return levels
+                steps.append(nn.Sequential(*units))
+                units = []
+        return steps
 
 
 def _unit(

@@ -66,13 +66,9 @@ class MobileNetV2(Backbone):
         self.features = nn.Sequential(*blocks)
         kaiming(self)
 
-    def forward(self, images: Tensor) -> list[Tensor]:
-        x, levels = images, []
-        for number, block in zip(range(self.levels[-1] + 1), self.features, strict=False):
-            x = block(x)
-            if number in self.levels:
-                levels.append(x)
-        return levels
+    def steps(self) -> list[nn.Sequential]:
+        ends = [level + 1 for level in self.levels]
+        return [self.features[i:j] for i, j in zip([0, *ends], ends, strict=False)]
 
     def classify(self, images: Tensor) -> Tensor:
         """Logits `[N, num_classes]` of whole images."""

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from vsegops._checks import check_option
 
-from .layers import Backbone, conv_bn, kaiming, run_through
+from .layers import Backbone, conv_bn, kaiming
 
 DEPTHS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 STEMS = ("plain", "deep", "v1c")
@@ -180,6 +180,6 @@ class ResNet(Backbone):
         stages = (self.layer1, self.layer2, self.layer3, self.layer4)
         return nn.Sequential(*stem, self.maxpool), *stages
 
-    def forward(self, images: Tensor) -> list[Tensor]:
-        stem, *stages = self.stages()
-        return run_through(stages, stem(images))
+    def steps(self) -> list[nn.Module]:
+        stem, first, *stages = self.stages()
+        return [nn.Sequential(stem, first), *stages]
