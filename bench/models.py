@@ -62,7 +62,7 @@ EFFORT = Effort(seconds=4.0, least=3, most=15, warmup=1)
 
 
 def calibrate(model: nn.Module, size: tuple[int, int] = (128, 128)) -> nn.Module:
-    """Random weights with normalisations that fit them, without which activations vanish or overflow.
+    """Random weights, with normalisations that fit: without, activations vanish or overflow.
 
     Residual branches are weaker than their shortcuts: else roundings grow from block to block.
     """
