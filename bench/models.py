@@ -4,9 +4,9 @@
     python -m bench.models sfnet_df1 twnet_resnet18 --compile  # these, and compiled as well
     python -m bench.models --size 1024 2048                    # the papers' size, as on a GPU
 
-Writes `bench/output/models-cpu.json` (or `-cuda`) and prints tables. On a CPU: float32, one thread,
-at a quarter of the papers' pixels or less; on a GPU: float16, channels_last, in CUDA graphs.
-Weights are random, normalisations fitted to them.
+Writes `bench/output/models-cpu.json` (or `-cuda`) and prints tables. A frame is the network and the
+labels at the size of the frame. On a CPU: float32, one thread, at a quarter of the papers' pixels or
+less; on a GPU: float16, channels_last, in CUDA graphs. Weights are random, normalisations fitted.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ PAPERS = {
     "gsvnet_bisenet_resnet18": (2.26,),
 }
 INTERVAL = 4
-EFFORT = Effort(seconds=4.0, least=3, most=15, warmup=1)
+EFFORT = Effort(seconds=4.0, least=5, most=15, warmup=1)
 
 
 def calibrate(model: nn.Module, size: tuple[int, int] = (128, 128)) -> nn.Module:
@@ -112,17 +112,21 @@ def measure(
     if device == "cuda":
         model = model.half().to(memory_format=torch.channels_last)
     assert isinstance(model, Model)
-    ways: dict[str, nn.Module] = {"operators": model, "without": copy.deepcopy(model)}
-    ways["without"].use_operators(False)  # type: ignore[operator]
+    plain = copy.deepcopy(model)
+    plain.use_operators(False)
+    ways: dict[str, tuple[Callable[..., Any], Model]] = {
+        "operators": (model, model),
+        "without": (plain, plain),
+    }
     if compiled:
-        ways |= {f"{way}, compiled": torch.compile(network) for way, network in ways.items()}
+        ways |= {f"{way}, compiled": (torch.compile(x), x) for way, (x, _) in ways.items()}  # type: ignore[arg-type]
     clock, record = clock_for(device), {}
     for part, arguments in passes(model, size):
         candidates, logits, failed = [], {}, {}
-        for way, network in ways.items():
+        for way, (network, of_labels) in ways.items():
             try:
-                call = _call(network, arguments, device)
-                logits[way] = tree_leaves(call())[0].float()
+                call = _call(network, of_labels, arguments, device)
+                logits[way] = call()[0].float()
             except Exception as error:  # what a compiler raises is a finding
                 failed[way] = first_line(error)
                 continue
@@ -138,10 +142,15 @@ def measure(
     return record
 
 
-def _call(network: nn.Module, arguments: tuple[Any, ...], device: str) -> Callable[[], Any]:
-    def run() -> Any:
+def _call(
+    network: Callable[..., Any], model: Model, arguments: tuple[Any, ...], device: str
+) -> Callable[[], tuple[Tensor, Tensor]]:
+    """A frame: gives logits and labels."""
+
+    def run() -> tuple[Tensor, Tensor]:
         with torch.no_grad():
-            return network(*arguments)
+            logits = tree_leaves(network(*arguments))[0]
+            return logits, model.labels(logits, arguments[0].shape[2:])
 
     if device != "cuda":
         run()
@@ -155,7 +164,7 @@ def _call(network: nn.Module, arguments: tuple[Any, ...], device: str) -> Callab
     with torch.cuda.graph(graph):
         result = run()
 
-    def replay() -> Any:
+    def replay() -> tuple[Tensor, Tensor]:
         graph.replay()
         return result
 

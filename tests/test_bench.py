@@ -20,7 +20,7 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("tqdm")
 
 from bench import __main__ as command
-from bench import agreement, plot, report, targets, temporal, timing
+from bench import agreement, models, plot, report, targets, temporal, timing
 from bench.cases import Selection
 from bench.compare import compare
 from bench.measure import run
@@ -270,3 +270,23 @@ def test_temporal_attention_is_measured_and_drawn(tmp_path: Path) -> None:
     assert (tmp_path / "figure.png").stat().st_size > 10_000
     recorded = json.loads(temporal.RESULTS.read_text())
     assert recorded.keys() == {"environment", "levels", "sizes", "frames", "stream"}
+
+
+def test_models_are_measured(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(models, "EFFORT", EFFORT)
+    monkeypatch.setattr(models, "clock_for", lambda device: timing.CpuClock(evicted=4096))
+    chosen = ["twnet_mobilenetv2", "sfnet_df1", "--size", "64", "96"]
+    assert models.main([*chosen, "--device", "cpu", "--output", str(tmp_path)]) == 0
+    results = json.loads((tmp_path / "models-cpu.json").read_text())
+    assert [m["options"].get("layer") for m in results["models"]] == [1, 2, 3, None]
+    for model in results["models"]:
+        assert list(model["passes"]) == ["frame"] + ["step"] * (model["name"] != "sfnet_df1")
+        for record in model["passes"].values():
+            assert models.agrees(record, "cpu") and not record["failed"]
+    printed = capsys.readouterr().out
+    assert "twnet_mobilenetv2, layer=3" in printed and "3.59" in printed
+    results["models"][0]["passes"]["step"]["difference"]["operators"] = 0.5
+    assert "disagrees" in models.speed_table(results)
+    assert "layer=1" not in models.video_table(results)
+    with pytest.raises(SystemExit, match="2"):
+        models.main(["no_such_model"])
