@@ -5,7 +5,7 @@
     python -m bench.models --size 1024 2048                    # the papers' size, as on a GPU
 
 Writes `bench/output/models-cpu.json` (or `-cuda`) and prints tables. A frame is the network and the
-labels at the size of the frame. On a CPU: float32, one thread, at a quarter of the papers' pixels or
+labels at the size of the frame. On a CPU: float32, one thread, a quarter of the papers' pixels or
 less; on a GPU: float16, channels_last, in CUDA graphs. Weights are random, normalisations fitted.
 """
 
