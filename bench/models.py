@@ -119,6 +119,7 @@ def measure(
         "without": (plain, plain),
     }
     if compiled:
+        torch._dynamo.reset()  # models share code, which is compiled a few times at most
         ways |= {f"{way}, compiled": (torch.compile(x), x) for way, (x, _) in ways.items()}  # type: ignore[arg-type]
     clock, record = clock_for(device), {}
     for part, arguments in passes(model, size):
