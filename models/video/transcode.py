@@ -60,16 +60,7 @@ def transcode(
             raise ValueError(f"{name}: expected 1 to {most}, got {value}")
     if frames is not None and frames < 1:
         raise ValueError(f"frames: expected at least 1, got {frames}")
-    settings = {
-        "g": str(gop),
-        "bf": "0",
-        "sc_threshold": "1000000000",  # key frames at the GOP's beat alone, not at cuts
-        "qmin": str(quantizer),
-        "qmax": str(quantizer),
-        "b": "8000000",  # ample, or rate control saves bits on the motion
-        "threads": "1",  # more of them cut the picture into slices: another file per machine
-        **(options or {}),
-    }
+    settings = {**encoder_settings(gop, quantizer), **(options or {})}
     name, container, stream = open_video(source)
     final = Path(target) if isinstance(target, (str, os.PathLike)) else None
     try:
@@ -88,6 +79,19 @@ def transcode(
         raise
     except av.FFmpegError as error:
         raise CodecError(f"cannot write {final or 'the file object'}: {error.strerror}") from error
+
+
+def encoder_settings(gop: int, quantizer: int) -> dict[str, str]:
+    """Options of PyAV's `mpeg4`: one I-frame, then P-frames at a fixed quantizer."""
+    return {
+        "g": str(gop),
+        "bf": "0",
+        "sc_threshold": "1000000000",  # key frames at the GOP's beat alone, not at cuts
+        "qmin": str(quantizer),
+        "qmax": str(quantizer),
+        "b": "8000000",  # ample, or rate control saves bits on the motion
+        "threads": "1",  # more of them cut the picture into slices: another file per machine
+    }
 
 
 def _encode(
