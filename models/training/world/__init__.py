@@ -21,10 +21,10 @@ from torch import Tensor
 from vsegops._checks import error
 
 from . import raster, street, traffic
-from .patches import CLASSES, LABEL, Array, Patches
+from .patches import Array, Patches
 from .textures import Atlas
 
-__all__ = ["CLASSES", "RATE", "World", "WorldFrame", "write_clip"]
+__all__ = ["RATE", "World", "WorldFrame", "write_clip"]
 
 #: Frames per second, as in Cityscapes.
 RATE = 17
@@ -85,7 +85,7 @@ class World:
         self._drive = traffic.Drive(rng)
         self._traffic = traffic.Traffic(seed, self._drive)
         self._sun = rng.uniform(0.15, 0.4), rng.uniform(0, 2 * np.pi), rng.uniform(60, 140)
-        self._tone = rng.uniform(0.9, 1.1, 3)
+        self._tone = rng.uniform((0.94, 0.98, 0.94), (1.06, 1.0, 1.06))
         self._blocks: dict[int, Patches] = {}
         self._recent: dict[int, _Geometry] = {}
 
@@ -110,7 +110,9 @@ class World:
         flow, ahead = raster.motion(shown, changes)
         former_shown = torch.from_numpy(np.where(known, former, -1))[shown]
         valid = ahead & _seen(torch.from_numpy(before.shown), former_shown, flow)
-        image = raster.colours(shown, now.inverses, patches, self._atlas, self._light(index, patches))
+        image = raster.colours(
+            shown, now.inverses, patches, self._atlas, self._light(index, patches)
+        )
         return WorldFrame(
             image.mul_(255).round_().clamp_(0, 255).byte().permute(1, 2, 0).contiguous(),
             torch.from_numpy(patches.label.astype(np.uint8))[shown],
@@ -139,8 +141,7 @@ class World:
         first = int((z - 4) // street.LENGTH)
         wanted = range(first, first + int(traffic.SIGHT // street.LENGTH) + 1)
         self._blocks = {
-            number: self._blocks.get(number) or street.block(self.seed, number)
-            for number in wanted
+            number: self._blocks.get(number) or street.block(self.seed, number) for number in wanted
         }
         return list(self._blocks.values())
 

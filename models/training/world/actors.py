@@ -26,6 +26,7 @@ def vehicle(kind: str, seed: int) -> Patches:
     """A car, truck, bus or train with its origin on the ground below its middle, heading to +z."""
     rng = np.random.default_rng(seed)
     builder = Builder(rng)
+    places: tuple[float, ...]
     paint = np.array(PAINTS[rng.integers(len(PAINTS))]) * rng.uniform(0.85, 1.15)
     if kind == "car":
         width, height, length = 1.8, rng.uniform(1.4, 1.65), rng.uniform(3.9, 4.7)
@@ -144,9 +145,11 @@ def ride(phase: Array) -> Array:
     hips = _pair(0.09, 0.92 + 0 * phases, -0.2)
     ankles = _pair(0.12, 0.3 + 0.16 * np.cos(phases), 0.02 + 0.16 * np.sin(phases))
     # The knee lies before the line from hip to ankle, so that thigh and shank keep their lengths.
-    reach = np.linalg.norm(ankles - hips, axis=-1, keepdims=True) / 2
-    out = np.sqrt((0.42**2 - reach**2).clip(0.02))
-    knees = (hips + ankles) / 2 + out * (0.1, 0.35, 0.93)
+    line = ankles - hips
+    length = np.linalg.norm(line, axis=-1, keepdims=True)
+    out = np.sqrt(0.42**2 - length**2 / 4)
+    forward = np.stack([0 * phases, line[..., 2], -line[..., 1]], -1)
+    knees = (hips + ankles) / 2 + out * forward / np.linalg.norm(forward, axis=-1, keepdims=True)
     shoulders = _pair(0.22, 1.44 + 0 * phases, 0.02)
     hands = _pair(0.25, 1.02 + 0 * phases, 0.36)
     elbows = (shoulders + hands) / 2 + (0, -0.1, -0.05)
@@ -174,7 +177,11 @@ def _down(angles: Array) -> Array:
 def _limbs(rise: Array, seat: float, neck: float, *joints: Array) -> Array:
     """Trunk and head above one another, and from hips to feet and from shoulders to hands."""
     hips, knees, ankles, shoulders, elbows, hands = joints
-    spine = _pair(0.0, np.array([seat, neck]), np.array([0.0, 0.04])) + rise[:, :1, None] * (0, 1, 0)
+    spine = _pair(0.0, np.array([seat, neck]), np.array([0.0, 0.04])) + rise[:, :1, None] * (
+        0,
+        1,
+        0,
+    )
     skull = spine[:, 1:] + np.array([[0, 0, 0], [0, 0.28, 0.02]])
     chains = ((hips, knees), (knees, ankles), (shoulders, elbows), (elbows, hands))
     limbs = [np.stack(chain, 2) for chain in chains]

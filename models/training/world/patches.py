@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..classes import CITYSCAPES, IGNORED
 from .textures import NUMBER
 
 Array = NDArray[Any]
@@ -19,12 +20,8 @@ Array = NDArray[Any]
 #: Outlines. Leaves: an ellipse with an irregular border; taper: narrow at the top (v = -1).
 QUAD, ELLIPSE, RING, LEAVES, TAPER = range(5)
 
-CLASSES = (
-    "road sidewalk building wall fence pole traffic_light traffic_sign vegetation terrain sky "
-    "person rider car truck bus train motorcycle bicycle"
-).split()
 #: Cityscapes' train ids; `void` belongs to no class.
-LABEL = {name: number for number, name in enumerate(CLASSES)} | {"void": 255}
+LABEL = {name: number for number, name in enumerate(CITYSCAPES)} | {"void": IGNORED}
 
 
 @dataclass
@@ -153,10 +150,8 @@ class Builder:
         }
         for name in faces.split():
             o, a, b, shape = sides[name]
-            self.patch(
-                centre + o, a, b, label, tile, tint, texel=texel, outline=shape, closed=True
-            )
+            self.patch(centre + o, a, b, label, tile, tint, texel=texel, outline=shape, closed=True)
 
     def finish(self, key: int = 0) -> Patches:
         columns = [np.array(column) for column in zip(*self._rows, strict=True)]
-        return Patches(*columns, key=key + np.arange(len(self._rows)))
+        return Patches(*columns, key + np.arange(len(self._rows)))

@@ -1,9 +1,9 @@
 """Patches to pixels: which patch is nearest at each one, its colour, and where it came from.
 
-With M the matrix whose columns are a patch's a, b, o in the camera's coordinates, and d = (x, y, 1)
-the ray of a pixel, `M (u, v, 1) = z d`. So `inverse(M) d = (u, v, 1) / z`: three linear functions of
-the pixel give u, v and the depth. And the same point of the patch in the frame before lies on the
-ray `M' inverse(M) d`.
+With M the matrix whose columns are a patch's a, b, o in the camera's coordinates, and d = (x, y,
+1) the ray of a pixel, `M (u, v, 1) = z d`. So `inverse(M) d = (u, v, 1) / z`: three linear
+functions of the pixel give u, v and the depth. And the same point of the patch in the frame before
+lies on the ray `M' inverse(M) d`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .patches import ELLIPSE, LEAVES, QUAD, RING, TAPER, Patches
+from .patches import LEAVES, QUAD, RING, TAPER, Patches
 from .textures import SIZE, Atlas
 
 Array = NDArray[Any]
@@ -49,7 +49,7 @@ class Camera:
         return np.array([[focal, 0, (width - 1) / 2], [0, focal, 0.44 * height], [0, 0, 1]])
 
     def matrices(self, patches: Patches) -> Array:
-        """Of each patch `[K, 3, 3]`: u, v, 1 to pixels (homogeneous; the third row is the depth)."""
+        """Of each patch `[K, 3, 3]`: u, v, 1 to pixels (homogeneous; the third is depth)."""
         frame = patches.frame.copy()
         turning = patches.width > 0
         if turning.any():
@@ -61,12 +61,15 @@ class Camera:
             scale = np.maximum(patches.width[turning], least) / np.maximum(length, 1e-9)
             frame[turning, :, 0] = a * scale[:, None]
         frame[:, :, 2] -= self.position
-        return (self.intrinsics @ self.rotation) @ frame
+        matrices: Array = (self.intrinsics @ self.rotation) @ frame
+        return matrices
 
     def faces(self, patches: Patches) -> Array:
         """bool `[K]`: not the back of a closed body."""
         a, b, o = np.moveaxis(patches.frame, 2, 0)
-        return ~patches.closed | (np.einsum("ki,ki->k", np.cross(a, b), o - self.position) < 0)
+        towards = np.einsum("ki,ki->k", np.cross(a, b), o - self.position)
+        seen: Array = ~patches.closed | (towards < 0)
+        return seen
 
 
 def bounds(matrices: Array, size: tuple[int, int]) -> tuple[Array, Array]:
@@ -116,9 +119,9 @@ def nearest(
         area = closest[top:bottom, left:right]
         if area.min() >= most[k]:
             continue
-        p, q, w = (down[k] * y[top:bottom] + rest[k])[..., None] + (
-            across[k] * x[left:right]
-        )[:, None]
+        p, q, w = (down[k] * y[top:bottom] + rest[k])[..., None] + (across[k] * x[left:right])[
+            :, None
+        ]
         hit = w > area
         hit &= w < np.float32(1 / NEAR)
         hit &= _inside(p, q, w, outlines[k])
@@ -129,22 +132,25 @@ def nearest(
 
 def _inside(p: Array, q: Array, w: Array, outline: int) -> Array:
     """Whether (u, v) = (p, q) / w is within the outline, for w > 0."""
+    inside: Array
     if outline == QUAD:
-        return np.maximum(np.abs(p), np.abs(q)) <= w  # type: ignore[no-any-return]
-    if outline == TAPER:
+        inside = np.maximum(np.abs(p), np.abs(q)) <= w
+    elif outline == TAPER:
         half = 0.5 * (1 + TOP_OF_TAPER) * w + 0.5 * (1 - TOP_OF_TAPER) * q
-        return (np.abs(p) <= half) & (np.abs(q) <= w)
-    radius = p * p + q * q
-    if outline == ELLIPSE:
-        return radius <= w * w
-    if outline == RING:
-        return (radius <= w * w) & (radius >= 0.74 * w * w)
-    assert outline == LEAVES
-    with np.errstate(divide="ignore", invalid="ignore"):
-        u, v = p / w, q / w
-    # Two waves across, of an irregular phase: the border goes in and out.
-    wave = np.sin(8 * u + 5 * v + 1.3) * np.sin(9 * v - 4 * u) + 0.5 * np.sin(19 * u) * np.sin(17 * v)
-    return (u * u + v * v) * (1 + 0.35 * wave) <= 0.7  # type: ignore[no-any-return]
+        inside = (np.abs(p) <= half) & (np.abs(q) <= w)
+    elif outline == LEAVES:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            u, v = p / w, q / w
+        # Two waves across, of an irregular phase: the border goes in and out.
+        wave = np.sin(8 * u + 5 * v + 1.3) * np.sin(9 * v - 4 * u)
+        wave += 0.5 * np.sin(19 * u) * np.sin(17 * v)
+        inside = (u * u + v * v) * (1 + 0.35 * wave) <= 0.7
+    else:
+        radius, square = p * p + q * q, w * w
+        inside = radius <= square
+        if outline == RING:
+            inside &= radius >= 0.74 * square
+    return inside
 
 
 def colours(
@@ -201,9 +207,7 @@ def motion(shown: Tensor, changes: Array) -> tuple[Tensor, Tensor]:
     """
     x, y = _axes(shown)
     rows = _spread(changes.reshape(-1, 9), shown)
-    u, v, w = (
-        rows[i + 2].addcmul_(rows[i + 1], y).addcmul_(rows[i], x) for i in (0, 3, 6)
-    )
+    u, v, w = (rows[i + 2].addcmul_(rows[i + 1], y).addcmul_(rows[i], x) for i in (0, 3, 6))
     ahead = w > 1e-3
     w = torch.where(ahead, w, 1.0)
     return torch.stack((u / w - x, v / w - y)), ahead

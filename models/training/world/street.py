@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .actors import SHADE, vehicle
-from .patches import ELLIPSE, LEAVES, Array, Builder, Patches
+from .patches import ELLIPSE, LEAVES, Builder, Patches
 
 LENGTH = 40.0  # of a block, in metres
 ROAD, WALK, FRONT = 5.8, 9.2, 10.8  # from the middle of the street: kerb, verge, house fronts
 KEYS = 1 << 12  # of a block
 
-WALLS = ((0.9, 0.8, 0.65), (0.8, 0.6, 0.5), (0.75, 0.75, 0.78), (0.95, 0.92, 0.85), (0.6, 0.65, 0.7))
+WALLS = (
+    (0.9, 0.8, 0.65),
+    (0.8, 0.6, 0.5),
+    (0.75, 0.75, 0.78),
+    (0.95, 0.92, 0.85),
+    (0.6, 0.65, 0.7),
+)
 GREENS = ((0.55, 0.75, 0.35), (0.45, 0.65, 0.35), (0.6, 0.7, 0.3), (0.4, 0.55, 0.3))
 STEEL = (0.45, 0.47, 0.5)
 
@@ -25,14 +32,14 @@ def block(seed: int, number: int) -> Patches:
         _houses(builder, rng, side)
         _kerbside(builder, rng, side)
     patches = builder.finish()
-    parked = []
+    parked: list[Patches] = []
     for side, heading in ((-1, np.pi), (1, 0.0)):
         for slot in range(5):
-            if rng.random() < 0.45:
+            if rng.random() < 0.35:
                 z = 4 + 8 * slot + rng.uniform(-0.8, 0.8)
                 kind = "car" if rng.random() < 0.88 else "truck"
                 part = vehicle(kind, int(rng.integers(1 << 30)))
-                key = len(patches) + sum(map(len, parked))
+                key = len(patches) + sum(len(other) for other in parked)
                 parked.append(part.placed(side * 4.75, z, heading, key))
     whole = Patches.join([patches, *parked])
     assert len(whole) <= KEYS
@@ -57,9 +64,7 @@ def _ground(builder: Builder, rng: np.random.Generator) -> None:
         edge = (side * (ROAD - 2.3), 0.012, middle)
         builder.patch(edge, (0.06, 0, 0), half, "road", "stone", (1.25, 1.25, 1.25))
     for z in np.arange(2.5, LENGTH, 10):
-        builder.patch(
-            (0, 0.012, z), (0.07, 0, 0), (0, 0, -2), "road", "stone", (1.25, 1.25, 1.25)
-        )
+        builder.patch((0, 0.012, z), (0.07, 0, 0), (0, 0, -2), "road", "stone", (1.25, 1.25, 1.25))
     if rng.random() < 0.35:
         for x in np.arange(-ROAD + 0.6, ROAD, 1.1):
             o = (x, 0.013, 35.0)
@@ -147,17 +152,21 @@ def _light(builder: Builder, rng: np.random.Generator, x: float, z: float, side:
         colours = ((1.9, 0.25, 0.2), (1.8, 1.2, 0.2), (0.2, 1.7, 0.6))
         for lamp, tint in enumerate(colours):
             o = (place, height + 0.3 - 0.3 * lamp, z - 0.24)
-            tint = np.array(tint) * (1.0 if lamp == lit else 0.3)
+            glow = np.array(tint) * (1.0 if lamp == lit else 0.3)
             a, b = (0.12, 0, 0), (0, -0.12, 0)
-            builder.patch(o, a, b, "traffic_light", "skin", tint, outline=ELLIPSE)
+            builder.patch(o, a, b, "traffic_light", "skin", glow, outline=ELLIPSE)
 
 
 def _tree(builder: Builder, rng: np.random.Generator, x: float, z: float, size: float) -> None:
     trunk = size * rng.uniform(2.2, 3.0)
-    builder.ribbon((x, 0.1, z), (x, trunk + 0.8, z), 0.3 * size, "vegetation", "bark", (0.6, 0.5, 0.4))
+    builder.ribbon(
+        (x, 0.1, z), (x, trunk + 0.8, z), 0.3 * size, "vegetation", "bark", (0.6, 0.5, 0.4)
+    )
     for _ in range(4):
         offset = rng.uniform(-0.9, 0.9, 3) * size
-        _crown(builder, rng, (x + offset[0], trunk + 1.3 * size + offset[1], z + offset[2]), 1.7 * size)
+        _crown(
+            builder, rng, (x + offset[0], trunk + 1.3 * size + offset[1], z + offset[2]), 1.7 * size
+        )
     if abs(x) < FRONT:  # its shadow
         radius = 1.9 * size
         look = ("sidewalk", "paving", SHADE)
@@ -166,7 +175,7 @@ def _tree(builder: Builder, rng: np.random.Generator, x: float, z: float, size: 
         builder.patch((x, 0.155, z), a, b, *look, outline=ELLIPSE)
 
 
-def _crown(builder: Builder, rng: np.random.Generator, centre: Array, radius: float) -> None:
+def _crown(builder: Builder, rng: np.random.Generator, centre: ArrayLike, radius: float) -> None:
     tint = np.array(GREENS[rng.integers(len(GREENS))]) * rng.uniform(0.8, 1.2)
     turn = rng.uniform(-0.5, 0.5)
     a = radius * np.array([np.cos(turn), 0, np.sin(turn)])

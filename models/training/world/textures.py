@@ -29,7 +29,8 @@ def _noise(rng: np.random.Generator, slope: float, stretch: tuple[float, float] 
     frequency[0, 0] = np.inf
     spectrum = np.fft.rfft2(rng.standard_normal((SIZE, SIZE))) * frequency**-slope
     values: Array = np.fft.irfft2(spectrum, (SIZE, SIZE))
-    return values / values.std()
+    values /= values.std()
+    return values
 
 
 def _rough(level: float, contrast: float, slope: float = 0.8) -> Callable[..., Array]:
@@ -68,7 +69,7 @@ def _leaves(rng: np.random.Generator) -> Array:
 
 
 def _clouds(rng: np.random.Generator) -> Array:
-    return 0.84 + 0.1 * np.tanh(_noise(rng, 1.7))
+    return 0.82 + 0.14 * np.tanh(_noise(rng, 1.5))
 
 
 def _bark(rng: np.random.Generator) -> Array:
@@ -101,12 +102,13 @@ def _sign(rng: np.random.Generator) -> Array:
     ring = (radius > 0.5)[..., None] * np.array([0.1, 0.8, 0.85])
     width, height = rng.uniform(0.06, 0.2, 2)
     mark = (np.abs(_U - 0.5) < width) & (np.abs(_V - 0.5) < height)
-    return 0.95 - ring - 0.75 * mark[..., None] + 0.02 * _noise(rng, 0.7)[..., None]
+    colour: Array = 0.95 - ring - 0.75 * mark[..., None]
+    return colour + 0.02 * _noise(rng, 0.7)[..., None]
 
 
 #: By name, how a tile is drawn: `[SIZE, SIZE]` (grey) or `[SIZE, SIZE, 3]`, around 0..1.
 TILES: dict[str, Callable[[np.random.Generator], Array]] = {
-    "asphalt": _rough(0.5, 0.055, 0.6),
+    "asphalt": _rough(0.5, 0.07, 0.7),
     "paving": _paving,
     "stone": _rough(0.7, 0.06),
     "bricks": _bricks,

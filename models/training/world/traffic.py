@@ -1,4 +1,4 @@
-"""Where the camera and all others are at a time: everything is a function of it, nothing is stepped."""
+"""Where the camera and all others are: a function of the time alone, nothing is stepped."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ _STEP = 1.4  # metres per pair of steps
 _CROSSING = 0.42  # metres across the road per metre that the camera comes nearer
 
 _SKY_KEY, _TRAFFIC_KEY = 0, 1 << 58
+SKY = (0.85, 0.95, 1.12)
 _PARTS = 64  # keys of one vehicle or figure
 
 
@@ -53,7 +54,7 @@ class Traffic:
         self._seed, self._drive = seed, drive
         rng = np.random.default_rng([seed, 2])
         self._ahead = rng.uniform(14, 24), rng.uniform(2, 6), rng.uniform(5, 9)
-        self._kinds = rng.choice(["car", "truck", "bus", "motorcycle"], 3, p=[0.4, 0.2, 0.2, 0.2])
+        self._kinds = rng.choice(["car", "truck", "bus", "motorcycle"], 3, p=[0.6, 0.15, 0.1, 0.15])
         self._oncoming = rng.uniform(5, 10), rng.uniform(0, SIGHT)
         self._tram = rng.random() < 0.3
         self._walkers = [
@@ -63,10 +64,15 @@ class Traffic:
                 rng.uniform(0, SIGHT),
                 rng.uniform(0.85, 1.1),
             )
-            for _ in range(18)
+            for _ in range(26)
         ]
-        self._crossing = [(rng.choice([-1, 1]), rng.uniform(0, SIGHT)) for _ in range(3)]
-        self._cyclists = [(3.2, rng.uniform(3, 5), 10.0), (-3.2, -4.5, 60.0), (3.2, 4.0, 75.0)]
+        self._crossing = [(rng.choice([-1, 1]), rng.uniform(0, SIGHT)) for _ in range(5)]
+        self._riders = [
+            ("bicycle", 3.2, rng.uniform(3, 5), rng.uniform(8, 20)),
+            ("bicycle", -3.2, -4.5, rng.uniform(20, 60)),
+            ("motorcycle", 3.1, self._drive.speed - 1, rng.uniform(25, 50)),
+            ("motorcycle", -3.0, -9.0, rng.uniform(30, SIGHT)),
+        ]
 
     def at(self, time: float) -> list[Patches]:
         found: list[Patches] = []
@@ -82,10 +88,10 @@ class Traffic:
             if self._tram and number == 2:
                 kind = "train"
             found.append(self._mover(8 + number, turn, kind, -1.75, z, np.pi))
-        for number, (x, speed, start) in enumerate(self._cyclists):
+        for number, (kind, x, speed, start) in enumerate(self._riders):
             z, turn = _around(start + speed * time, camera)
             heading = 0.0 if speed > 0 else np.pi
-            found.append(self._mover(16 + number, turn, "bicycle", x, z, heading))
+            found.append(self._mover(16 + number, turn, kind, x, z, heading))
         return found + self._figures(time, camera)
 
     def _figures(self, time: float, camera: float) -> list[Patches]:
@@ -99,7 +105,7 @@ class Traffic:
             z, turn = _around(start, camera)
             gone = _CROSSING * (z - camera)
             x = float(np.clip(side * (gone - 14), -WALK + 1, WALK - 1))
-            places.append((48 + number, turn, x, z, -side * np.pi / 2, 1.0))
+            places.append((52 + number, turn, x, z, -side * np.pi / 2, 1.0))
             phases.append(-gone)
         found = []
         limbs = stride(2 * np.pi / _STEP * np.array(phases) + np.arange(len(phases)))
@@ -140,7 +146,7 @@ def backdrop(position: Array) -> Patches:
     builder = Builder(np.random.default_rng(0))
     x, y, z = position
     far, wide = 2000.0, 2500.0
-    builder.patch((x, y, z + far), (wide, 0, 0), (0, -wide, 0), "sky", "clouds", texel=900.0)
+    builder.patch((x, y, z + far), (wide, 0, 0), (0, -wide, 0), "sky", "clouds", SKY, texel=900.0)
     rim = SIGHT + 40
     look = ("vegetation", "leaves", (0.5, 0.62, 0.4))
     builder.patch((x, 3.0, z + rim), (2 * rim, 0, 0), (0, -4.5, 0), *look, texel=6.0)
