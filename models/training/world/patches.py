@@ -154,4 +154,5 @@ class Builder:
 
     def finish(self, key: int = 0) -> Patches:
         columns = [np.array(column) for column in zip(*self._rows, strict=True)]
-        return Patches(*columns, key + np.arange(len(self._rows)))
+        columns.append(key + np.arange(len(self._rows)))
+        return Patches(*columns)
