@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from fractions import Fraction
 from typing import NamedTuple
 
-import av
 import numpy as np
 import torch
 from torch import Tensor
 
 from vsegops._checks import error
 
+from ...video.transcode import encode
 from . import raster, street, traffic
 from .patches import Array, Patches
 from .textures import Atlas
@@ -198,16 +197,6 @@ def write_clip(
     Example:
         >>> write_clip(World(7, length=30), "street.mp4")  # doctest: +SKIP
     """
-    from vsegops.models.video.transcode import encoder_settings
-
     count = len(world) if frames is None else frames
-    height, width = world.size
-    with av.open(os.fspath(path), "w") as output:
-        options = encoder_settings(gop, quantizer)
-        stream = output.add_stream("mpeg4", rate=RATE, options=options)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        for index in range(count):
-            picture = av.VideoFrame.from_ndarray(world[index].image.numpy(), format="rgb24")
-            picture.pts, picture.time_base = index, Fraction(1, RATE)
-            output.mux(stream.encode(picture))
-        output.mux(stream.encode())
+    images = (world[index].image for index in range(count))
+    encode(images, path, rate=RATE, gop=gop, quantizer=quantizer)
