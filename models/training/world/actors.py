@@ -53,7 +53,8 @@ def vehicle(kind: str, seed: int) -> Patches:
         length = rng.uniform(9, 12) if kind == "bus" else 26.0
         size = (width, height - 0.35, length)
         centre = (0, 0.35 + (height - 0.35) / 2, 0)
-        builder.box(centre, size, kind, "windows", paint * 1.2, texel=height - 0.35)
+        texel = height - 0.35
+        builder.box(centre, size, kind, "windows", paint * 1.2, texel=texel, aligned=True)
         radius = 0.48 if kind == "bus" else 0.3
         places = (0.3 * length, -0.3 * length)
     for z in places:

@@ -89,14 +89,16 @@ class Builder:
         outline: int = QUAD,
         closed: bool = False,
         width: float = 0.0,
+        aligned: bool = False,
     ) -> None:
-        """`texel`: the length of a tile, in metres; None: one tile over the whole patch."""
+        """`texel`: the length of a tile, in metres; None: one tile over the whole patch. `aligned`:
+        the first one begins at the corner, not anywhere."""
         frame = np.stack([np.asarray(a, float), np.asarray(b, float), np.asarray(o, float)], 1)
         repeat, offset = np.full(2, 1.0), np.zeros(2)
         if texel is not None:
             lengths = np.linalg.norm(frame[:, :2], axis=0)
             repeat = 2 * np.maximum(lengths, [width, 0]) / texel
-            offset = self.rng.random(2)
+            offset = np.zeros(2) if aligned else self.rng.random(2)
         row = (frame, width, outline, LABEL[label], NUMBER[tile], closed, tint, repeat, offset)
         self._rows.append(row)
 
@@ -137,6 +139,7 @@ class Builder:
         texel: float = 2.0,
         faces: str = "left right front back top",
         outline: int = QUAD,
+        aligned: bool = False,
     ) -> None:
         """`outline` is that of the faces at the sides."""
         centre = np.asarray(centre, float)
@@ -150,7 +153,18 @@ class Builder:
         }
         for name in faces.split():
             o, a, b, shape = sides[name]
-            self.patch(centre + o, a, b, label, tile, tint, texel=texel, outline=shape, closed=True)
+            self.patch(
+                centre + o,
+                a,
+                b,
+                label,
+                tile,
+                tint,
+                texel=texel,
+                outline=shape,
+                closed=True,
+                aligned=aligned,
+            )
 
     def finish(self, key: int = 0) -> Patches:
         columns = [np.array(column) for column in zip(*self._rows, strict=True)]

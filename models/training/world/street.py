@@ -86,7 +86,14 @@ def _houses(builder: Builder, rng: np.random.Generator, side: int) -> None:
             centre = (x + side * depth / 2, height / 2, middle)
             faces = "front back " + ("left" if side > 0 else "right")
             builder.box(
-                centre, (depth, height, length), "building", tile, tint, texel=texel, faces=faces
+                centre,
+                (depth, height, length),
+                "building",
+                tile,
+                tint,
+                texel=texel,
+                faces=faces,
+                aligned=True,
             )
         else:
             lawn = (x + side * 15, 0.14, middle)
