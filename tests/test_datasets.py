@@ -19,8 +19,10 @@ from torch.utils.data import DataLoader
 from vsegops.models import create_model
 from vsegops.models.training import augment, classes, datasets, sampling
 from vsegops.models.training.augment import Augmentation, ColourJitter
-from vsegops.models.training.datasets import Missing, Sample, Streets, camvid, read, uds
+from vsegops.models.training.datasets import Missing, Sample, camvid, read, uds
 from vsegops.models.training.sampling import Augmented, Draw, Draws, centroids, find_centroids
+from vsegops.models.training.streets import Stored, Streets
+from vsegops.models.training.world import World
 
 SIZE = (12, 20)
 
@@ -234,13 +236,30 @@ def test_streets():
     streets = Streets([3, 8], (32, 64), labelled=(4, 6), before=(4, 1))
     assert len(streets) == 4
     frames, labels = streets[3]
-    world = datasets.World(8, (32, 64))
+    world = World(8, (32, 64))
     assert torch.equal(frames, torch.stack([world[index].image for index in (2, 5, 6)]))
     assert torch.equal(labels, world[6].labels) and torch.equal(streets.labels(3), labels)
     with pytest.raises(ValueError, match="labelled: expected 4 or more"):
         Streets([1], labelled=(3,), before=(4,))
     with pytest.raises(IndexError):
         streets[4]
+
+
+def test_samples_are_stored_once(tmp_path, monkeypatch):
+    streets = Streets([3, 8], (32, 64), labelled=(2,), before=(1,))
+    first = Stored(streets, tmp_path / "streets")
+    monkeypatch.setattr(Streets, "__getitem__", None)
+    second = Stored(streets, tmp_path / "streets")
+    monkeypatch.undo()
+    assert len(first) == len(second) == 2
+    for index, sample in enumerate(streets):
+        for stored in (first, second):
+            assert all(torch.equal(a, b) for a, b in zip(sample, stored[index], strict=True))
+            assert torch.equal(stored.labels(index), sample.labels)
+    with pytest.raises(ValueError, match="folder: expected .* remove it, or take another"):
+        Stored(Streets([3, 9], (32, 64), labelled=(2,)), tmp_path / "streets")
+    with pytest.raises(IndexError):
+        first[2]
 
 
 # --- augmentation -----------------------------------------------------------------------------

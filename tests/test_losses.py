@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from vsegops.models import Motion, VideoModel, create_model
 from vsegops.models.training import evaluate, losses
 from vsegops.models.training.classes import CATEGORIES
-from vsegops.models.training.datasets import Sample, Streets
+from vsegops.models.training.datasets import Sample
 from vsegops.models.training.evaluate import Clip, coded, evaluate_images, evaluate_video
+from vsegops.models.training.streets import Streets
 from vsegops.nn import ConfusionMatrix
 
 SIZE = (24, 40)
@@ -159,7 +160,8 @@ def test_gsvnet(weight):
     weights = None if weight is None else torch.tensor(weight)
     x, y = enlarged(main, True), enlarged(teacher, True).detach()
     entropy = F.cross_entropy(x, labels, weights, ignore_index=255)
-    divergence = F.kl_div(x.log_softmax(1), y.softmax(1), reduction="mean")  # of all elements
+    p = y.softmax(1)
+    divergence = (p * (p.log() - x.log_softmax(1))).mean()  # of all elements
     loss = losses.GSVNetLoss(weight=weight)
     close(loss(main, labels, teacher), 10 * (entropy + 10 * divergence), main)
     plain = F.cross_entropy(x, labels, ignore_index=255)

@@ -22,7 +22,6 @@ from torch.utils.data import ConcatDataset, Dataset
 from vsegops._checks import check_option, error
 
 from .classes import CAMVID, CITYSCAPES_IDS, IDD_IDS, IGNORED, MAPILLARY_IDS, merging
-from .world import World
 
 Root = str | os.PathLike[str]
 
@@ -273,46 +272,6 @@ def camvid(
         for red, green, blue in colours:
             table[red // 64 * 16 + green // 64 * 4 + blue // 64] = number
     return Images("camvid", entries, table)
-
-
-class Streets(Dataset[Sample]):
-    """Samples of the generated world.
-
-    Args:
-        seeds: one street each.
-        size: of the frames.
-        labelled: which frames of each street.
-        before: as for `read`.
-    """
-
-    def __init__(
-        self,
-        seeds: Sequence[int],
-        size: tuple[int, int] = (256, 512),
-        labelled: Sequence[int] = (19,),
-        before: Sequence[int] = (),
-    ) -> None:
-        if min(labelled) < max(before, default=0):
-            raise error("labelled", f"{max(before)} or more, as of `before`", tuple(labelled))
-        self.seeds, self.size, self.name = list(seeds), size, "streets"
-        self.labelled, self.before = list(labelled), list(before)
-        self._world: World | None = None
-
-    def __len__(self) -> int:
-        return len(self.seeds) * len(self.labelled)
-
-    def __getitem__(self, index: int) -> Sample:
-        if not 0 <= index < len(self):
-            raise IndexError(f"index: expected 0 to {len(self) - 1}, got {index}")
-        street, number = divmod(index, len(self.labelled))
-        last, seed = self.labelled[number], self.seeds[street]
-        if self._world is None or self._world.seed != seed:
-            self._world = World(seed, self.size, max(self.labelled) + 1)
-        frames = [self._world[last - count] for count in (*self.before, 0)]
-        return Sample(torch.stack([frame.image for frame in frames]), frames[-1].labels)
-
-    def labels(self, index: int) -> Tensor:
-        return self[index].labels
 
 
 def _found(name: str, root: Path, pattern: str, source: str) -> list[Path]:

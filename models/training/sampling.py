@@ -94,7 +94,7 @@ class Augmented(Dataset[Sample]):
     Example:
         >>> from torch.utils.data import DataLoader
         >>> from .augment import sfnet
-        >>> from .datasets import Streets
+        >>> from .streets import Streets
         >>> streets = Streets(range(4), (64, 128))
         >>> draws = Draws(len(streets), seed=0)
         >>> loader = DataLoader(Augmented(streets, sfnet((64, 64))), batch_size=2, sampler=draws)
@@ -143,7 +143,7 @@ def find_centroids(
     """`centroids` of all labels of a data set.
 
     Args:
-        samples: which has `labels(index)`, as those of `datasets` do.
+        samples: which has `labels(index)`, as all data sets here do.
         num_classes, tile: see `centroids`.
         cache: a file to read them from, or to write them to where it does not exist; None: neither.
     """
