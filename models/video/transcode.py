@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import BinaryIO, TypeAlias, cast
@@ -12,6 +12,7 @@ import av
 from av.container import InputContainer
 from av.video.frame import PictureType
 from av.video.stream import VideoStream
+from torch import Tensor
 
 from .source import CodecError, Source, decode, open_video
 
@@ -60,16 +61,7 @@ def transcode(
             raise ValueError(f"{name}: expected 1 to {most}, got {value}")
     if frames is not None and frames < 1:
         raise ValueError(f"frames: expected at least 1, got {frames}")
-    settings = {
-        "g": str(gop),
-        "bf": "0",
-        "sc_threshold": "1000000000",  # key frames at the GOP's beat alone, not at cuts
-        "qmin": str(quantizer),
-        "qmax": str(quantizer),
-        "b": "8000000",  # ample, or rate control saves bits on the motion
-        "threads": "1",  # more of them cut the picture into slices: another file per machine
-        **(options or {}),
-    }
+    settings = {**encoder_settings(gop, quantizer), **(options or {})}
     name, container, stream = open_video(source)
     final = Path(target) if isinstance(target, (str, os.PathLike)) else None
     try:
@@ -88,6 +80,48 @@ def transcode(
         raise
     except av.FFmpegError as error:
         raise CodecError(f"cannot write {final or 'the file object'}: {error.strerror}") from error
+
+
+def encode(
+    images: Iterable[Tensor],
+    target: str | os.PathLike[str] | BinaryIO,
+    *,
+    rate: int = 25,
+    gop: int = 12,
+    quantizer: int = 4,
+) -> None:
+    """Write images as MPEG-4 Part 2 without B-frames.
+
+    Args:
+        images: uint8 `[H, W, 3]`, RGB, all of one size.
+        target: a path, whose ending names the container, or a file object, which gets an MP4.
+        rate: frames per second.
+        gop, quantizer: as for `transcode`.
+    """
+    file = os.fspath(target) if isinstance(target, (str, os.PathLike)) else target
+    with av.open(file, "w", format=None if isinstance(file, str) else "mp4") as output:
+        stream = output.add_stream("mpeg4", rate=rate, options=encoder_settings(gop, quantizer))
+        stream.pix_fmt = "yuv420p"
+        for index, image in enumerate(images):
+            if index == 0:
+                stream.height, stream.width = image.shape[:2]
+            picture = av.VideoFrame.from_ndarray(image.contiguous().numpy(), format="rgb24")
+            picture.pts, picture.time_base = index, Fraction(1, rate)
+            output.mux(stream.encode(picture))
+        output.mux(stream.encode())
+
+
+def encoder_settings(gop: int, quantizer: int) -> dict[str, str]:
+    """Options of PyAV's `mpeg4`: one I-frame, then P-frames at a fixed quantizer."""
+    return {
+        "g": str(gop),
+        "bf": "0",
+        "sc_threshold": "1000000000",  # key frames at the GOP's beat alone, not at cuts
+        "qmin": str(quantizer),
+        "qmax": str(quantizer),
+        "b": "8000000",  # ample, or rate control saves bits on the motion
+        "threads": "1",  # more of them cut the picture into slices: another file per machine
+    }
 
 
 def _encode(

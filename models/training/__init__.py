@@ -1,0 +1,1 @@
+"""Training and evaluation: a generated world, data, losses, measures."""
