@@ -127,7 +127,8 @@ class TWNet(VideoModel):
             x = stage(x)
             skips.append(x)
         laterals = [
-            rung.project(skip) for rung, skip in zip(self.tail, reversed(skips), strict=True)
+            rung.project(skip)  # type: ignore[operator]
+            for rung, skip in zip(self.tail, reversed(skips), strict=True)
         ]
         if self.correction is None:
             x = self.run(flow_warp, state.features, motion.flow, padding_mode="border")
@@ -195,7 +196,7 @@ class Pyramid(ImageModel):
         *skips, x = levels
         x, layers = self.context(x), []
         for rung, skip in zip(self.decoder, reversed(skips), strict=True):
-            x = rung(x, rung.project(skip))
+            x = rung(x, rung.project(skip))  # type: ignore[operator]
             layers.append(x)
         return layers
 
@@ -230,8 +231,9 @@ class Correction(OperatorModule):
     def __init__(self, channels: int, rga: bool) -> None:
         super().__init__()
         self.rectify = nn.Conv2d(2 * channels, channels, 3, padding=1)
-        nn.init.normal_(self.rectify.weight, std=1e-3)  # begins close to the warp alone
-        nn.init.zeros_(self.rectify.bias)
+        with torch.no_grad():  # begins close to the warp alone
+            for x in self.rectify.parameters():
+                x.mul_(0.01)
         self.attend = nn.Conv2d(3, 1, 3, padding=1) if rga else None
 
     def forward(self, features: Tensor, flow: Tensor, lateral: Tensor, residual: Tensor) -> Tensor:

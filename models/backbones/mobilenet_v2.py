@@ -66,7 +66,7 @@ class MobileNetV2(Backbone):
         self.features = nn.Sequential(*blocks)
         kaiming(self)
 
-    def steps(self) -> list[nn.Sequential]:
+    def steps(self) -> list[nn.Module]:
         ends = [level + 1 for level in self.levels]
         return [self.features[i:j] for i, j in zip([0, *ends], ends, strict=False)]
 
