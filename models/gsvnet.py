@@ -65,6 +65,7 @@ class GSVNet(VideoModel):
 
     align_corners = True
     stride = 8
+    schedule = "every:4"
     separate_files = (("grm.", "flow."), ("keyframe.",))
 
     def __init__(
@@ -113,6 +114,10 @@ class GSVNet(VideoModel):
         flow = _resize(self.flow(image, state.image), image.shape[2:])
         logits = self.grm(state.logits, image, flow)
         return logits, State(logits, image)
+
+    def disagreement(self, logits: Tensor, state: State) -> Tensor:
+        intra = self.grm.intra_net(state.image)
+        return (intra.argmax(1) != logits.argmax(1)).float().mean()
 
     def train(self, mode: bool = True) -> GSVNet:
         super().train(mode)

@@ -23,7 +23,7 @@ What can be trusted, and what cannot:
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
@@ -181,16 +181,21 @@ class CodecReader:
             reading bytes.
         stride: of `flow` and `mask` (see `rasterize`).
         options: for the demuxer, by FFmpeg's names, e.g. `{"rtsp_transport": "tcp"}`.
+        any_size: let the frames' size change in mid-stream. What is not a key frame then counts as
+            damaged until one comes.
+        on_loss: called with a message for whatever is skipped.
 
     Attributes:
+        name: the source's, for messages.
         codec: FFmpeg's name of the codec.
-        height, width: of the frames, in pixels.
+        height, width: of the frames, in pixels; with `any_size`, of the last one.
         rate: frames per second, None if the container does not tell.
         length: the number of frames that the container announces, None if it does not.
 
     Raises:
         CodecError: at once: no video in it, a codec without motion vectors, several reference
-            frames. While iterating: a B-frame, interlaced video, a change of the frame's size.
+            frames. While iterating: a B-frame, interlaced video, a change of the frame's size (but for
+            `any_size`).
         FileNotFoundError: there is no such file.
 
     Example:
@@ -200,11 +205,17 @@ class CodecReader:
     """
 
     def __init__(
-        self, source: Source, *, stride: int = 1, options: Mapping[str, str] | None = None
+        self,
+        source: Source,
+        *,
+        stride: int = 1,
+        options: Mapping[str, str] | None = None,
+        any_size: bool = False,
+        on_loss: Callable[[str], object] | None = None,
     ) -> None:
         rasterize(None, 1, 1, stride=stride)  # complain about the stride now, not at frame 0
-        self._stride = stride
-        self._name, self._container, self._stream = open_video(source, options)
+        self._stride, self._any_size, self._on_loss = stride, any_size, on_loss
+        self.name, self._container, self._stream = open_video(source, options)
         try:
             self._check()
         except CodecError:
@@ -225,26 +236,30 @@ class CodecReader:
         remedy = "convert it with vsegops.models.video.transcode first"
         if context.name not in MOTION_CODECS:
             raise CodecError(
-                f"{self._name}: the decoder of {context.name!r} exports no motion vectors; {remedy}"
+                f"{self.name}: the decoder of {context.name!r} exports no motion vectors; {remedy}"
             )
         if context.name == "h264":
             count = h264.reference_frames(context.extradata)
             if count is None:
                 raise CodecError(
-                    f"{self._name}: cannot tell how many reference frames this H.264 stream has, "
+                    f"{self.name}: cannot tell how many reference frames this H.264 stream has, "
                     f"for lack of a sequence parameter set; {remedy}"
                 )
             if count > 1:
                 raise CodecError(
-                    f"{self._name}: its frames may refer to any of {count} earlier frames, and the "
+                    f"{self.name}: its frames may refer to any of {count} earlier frames, and the "
                     f"vectors do not tell to which; expected 1 reference frame; {remedy}"
                 )
 
     def _read(self) -> Generator[Frame, None, None]:
         previous: Tensor | None = None
         intact = False  # since a key frame
-        for index, (picture, whole) in enumerate(decode(self._name, self._container, self._stream)):
+        pictures = decode(self.name, self._container, self._stream, self._on_loss)
+        for index, (picture, whole) in enumerate(pictures):
             self._check_picture(index, picture)
+            if (picture.height, picture.width) != (self.height, self.width):
+                self.height, self.width = picture.height, picture.width
+                previous, intact = None, False
             data = picture.side_data.get("MOTION_VECTORS")
             vectors = data.to_ndarray() if data is not None else None
             is_key = picture.pict_type == PictureType.I
@@ -271,9 +286,10 @@ class CodecReader:
             previous = image
 
     def _check_picture(self, index: int, picture: av.VideoFrame) -> None:
-        where = f"{self._name}, frame {index}"
+        where = f"{self.name}, frame {index}"
         remedy = "convert the video with vsegops.models.video.transcode first"
-        if (picture.height, picture.width) != (self.height, self.width):
+        same = (picture.height, picture.width) == (self.height, self.width)
+        if not same and not self._any_size:
             raise CodecError(
                 f"{where}: the size changes from {self.width}x{self.height} to "
                 f"{picture.width}x{picture.height}; expected one size throughout; {remedy}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import BinaryIO, TypeAlias, cast
 
 import av
@@ -55,11 +55,14 @@ def open_video(
 
 
 def decode(
-    name: str, container: InputContainer, stream: VideoStream
+    name: str,
+    container: InputContainer,
+    stream: VideoStream,
+    on_loss: Callable[[str], object] | None = None,
 ) -> Iterator[tuple[av.VideoFrame, bool]]:
     """Every picture that can be had, in order, and whether nothing was lost just before it.
 
-    What cannot be read is skipped with a warning. The flag tells of losses between packets and of
+    What cannot be read is skipped with a warning, of which `on_loss` is told as well. The flag tells of losses between packets and of
     packets that were skipped; a picture that the decoder has mended says so itself (`is_corrupt`).
     """
     packets = container.demux(stream)
@@ -68,7 +71,7 @@ def decode(
         try:
             packet = next(packets, None)
         except av.FFmpegError as error:
-            _warn(f"{name} ends early, after {position} packets: {error.strerror}")
+            _warn(f"{name} ends early, after {position} packets: {error.strerror}", on_loss)
             return
         if packet is None:
             return
@@ -78,7 +81,7 @@ def decode(
         except EOFError:
             return
         except av.FFmpegError as error:
-            _warn(f"{name}: packet {position} is skipped: {error.strerror}")
+            _warn(f"{name}: packet {position} is skipped: {error.strerror}", on_loss)
             whole = False
             continue
         for picture in pictures:
@@ -86,5 +89,7 @@ def decode(
             whole = True
 
 
-def _warn(message: str) -> None:
+def _warn(message: str, on_loss: Callable[[str], object] | None) -> None:
     warnings.warn(message, RuntimeWarning, stacklevel=4)
+    if on_loss is not None:
+        on_loss(message)
