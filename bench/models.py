@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 from vsegops.models import Model, VideoModel, create_model, list_models
+from vsegops.models.untrained import calibrate
 
 from .cases import first_line
 from .environment import ALLOCATOR, environment
@@ -59,23 +60,6 @@ PAPERS = {
 }
 INTERVAL = 4
 EFFORT = Effort(seconds=4.0, least=3, most=15, warmup=1)
-
-
-def calibrate(model: nn.Module, size: tuple[int, int] = (128, 128)) -> nn.Module:
-    """Normalisations that fit random weights, without which activations vanish or overflow."""
-    network = model.keyframe if hasattr(model, "keyframe") else model
-    norms = [x for x in model.modules() if isinstance(x, nn.BatchNorm2d)]
-    momenta = [x.momentum for x in norms]
-    for norm in norms:
-        norm.momentum = None  # the statistics of the one call below
-    like = next(model.parameters())
-    with torch.no_grad():
-        network.train()(torch.randn(2, 3, *size, dtype=like.dtype, device=like.device))
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    if hasattr(model, "begin_second_step"):  # heads and tails are the key frames'
-        model.begin_second_step()
-    return model.eval()
 
 
 def variants(name: str) -> Iterator[tuple[str, dict[str, Any]]]:

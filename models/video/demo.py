@@ -28,7 +28,8 @@ import vsegops
 
 from .clips import Clip, demo_clip
 from .codec import CodecError, CodecReader, Frame, transcode
-from .demo_output import VideoWriter, frame_panels, save_picture
+from .demo_output import frame_panels, save_picture
+from .writer import VideoWriter
 
 TIMED_FRAMES = 8
 TIMED_ROUNDS = 5

@@ -10,7 +10,7 @@ A cut needs a picture at which decoding can begin too. With a key frame every l 
 starts at the first such frame from there on; the less than l pictures before it are decoded and
 dropped. What cannot be cut is one item: videos without a place to begin, folders of images, streams
 with damaged packets, and schedules whose key frames depend on what came before (`adaptive`,
-`first`).
+`first`), unless the model needs the codec's motion: then its key frames are always key frames.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from av.video.stream import VideoStream
 from torch import Tensor
 
 from .frames import Frames, Picture, open_frames
-from .schedules import CodecKeys, Every, PerFrame, Schedule
+from .schedules import CodecKeys, PerFrame
 from .segmenter import Segmented, VideoSegmenter
 from .source import CodecError, open_video
 
@@ -83,8 +83,13 @@ def _content(source: bytes | str) -> Iterator[bytes]:
                 yield part
 
 
-def job_key(segmenter: VideoSegmenter, threads: int) -> bytes:
-    """Everything but the frames that labels depend on."""
+def job_key(segmenter: VideoSegmenter, about: str = "") -> bytes:
+    """Everything but the frames that labels depend on.
+
+    Args:
+        segmenter: its model's weights, schedule, precision and kind of device.
+        about: the model's name and options, and the number of threads.
+    """
     import vsegops
 
     model = segmenter.model
@@ -92,12 +97,11 @@ def job_key(segmenter: VideoSegmenter, threads: int) -> bytes:
     facts = (
         vsegops.__version__,
         torch.__version__,
-        repr(model),
+        about,
         model.preprocess,
         segmenter.schedule,
         str(like.dtype),
         like.device.type,
-        threads,
     )
     digest = hashlib.sha256(repr(facts).encode())
     for name, x in sorted(model.state_dict().items()):
@@ -118,12 +122,14 @@ class Cut(NamedTuple):
     end: int
 
 
-def cut(path: str | os.PathLike[str], schedule: Schedule, least: int) -> Iterator[Item]:
+def cut(
+    path: str | os.PathLike[str], segmenter: VideoSegmenter, least: int = 240
+) -> Iterator[Item]:
     """The items of a video, in order.
 
     Args:
         path: of a video file or a folder of images.
-        schedule: whose key frames the cuts have to meet.
+        segmenter: whose key frames the cuts have to meet.
         least: frames of an item; the last one may have fewer.
 
     Raises:
@@ -132,7 +138,7 @@ def cut(path: str | os.PathLike[str], schedule: Schedule, least: int) -> Iterato
     if least < 1:
         raise ValueError(f"least: expected at least 1, got {least}")
     path = Path(path)
-    cuts = [] if path.is_dir() else _places(path, schedule, least)
+    cuts = [] if path.is_dir() else _places(path, segmenter, least)
     if len(cuts) < 2:
         yield whole(path)
     else:
@@ -144,10 +150,14 @@ def whole(path: str | os.PathLike[str]) -> Item:
     return Item(os.fspath(path), os.fspath(Path(path).resolve()))
 
 
-def _places(path: Path, schedule: Schedule, least: int) -> list[Cut]:
-    interval = 1 if isinstance(schedule, PerFrame) else getattr(schedule, "interval", None)
-    if interval is None and not isinstance(schedule, CodecKeys):
-        return []
+def _places(path: Path, segmenter: VideoSegmenter, least: int) -> list[Cut]:
+    schedule, interval = segmenter.schedule, None
+    # The codec's key frames have no motion: where that is used they are ours, and counting to the
+    # next one begins anew.
+    if segmenter.motion_stride is None and not isinstance(schedule, CodecKeys):
+        interval = 1 if isinstance(schedule, PerFrame) else getattr(schedule, "interval", None)
+        if interval is None:
+            return []
     _, container, stream = open_video(path)
     with container:
         try:

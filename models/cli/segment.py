@@ -1,0 +1,392 @@
+"""`vsegops segment`: videos in, pictures and labels out."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+import torch
+
+from . import FAILED, INTERRUPTED, Formatter, UsageError, network, one_line
+
+EXAMPLES = """examples:
+  vsegops segment clip.mp4 -o segmented.mp4 --weights gsvnet.pth
+  vsegops segment clip.mp4 -o out --labels png                 out/clip/000000.png, ...
+  vsegops segment clip.mp4 -o out --labels png --overlay       and out/clip.mp4
+  vsegops segment clip.mp4 -o both.mp4 --side-by-side swiftnet_resnet18
+  vsegops segment with-motion.mp4 -o out.mp4 --model twnet_resnet18 --option layer=2
+  vsegops segment day1.mp4 day2.mp4 -o out --workers 4         cut at key frames, resumable
+  vsegops segment *.mp4 -o out --engine ray                    on a cluster
+
+An output with an ending is one video; any other is a folder. docs/video.md says more.
+"""
+
+
+def add(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "segment",
+        help="segment videos",
+        description="Segment videos: files, folders of images, or streams by their URL.",
+        epilog=EXAMPLES,
+        formatter_class=Formatter,
+    )
+    parser.add_argument("input", nargs="+", metavar="INPUT", help="file, folder of images, or URL")
+    parser.add_argument("-o", "--output", required=True, metavar="OUT.mp4|DIR")
+    what = parser.add_argument_group("the network")
+    what.add_argument("--model", default=network.DEFAULT, help=f"default: {network.DEFAULT}")
+    network.add_options(what)
+    what.add_argument(
+        "--schedule",
+        default="auto",
+        help="every:N, codec, frame, adaptive, first; default: as in the model's paper",
+    )
+    what.add_argument("--precision", default="float32", choices=("float32", "float16", "bfloat16"))
+    what.add_argument("--device", help="default: cuda where there is one, else cpu")
+    what.add_argument("--threads", type=_positive, metavar="N", help="of the processor")
+    outputs = parser.add_argument_group("what is written")
+    outputs.add_argument("--overlay", action="store_true", help="a video of pictures (the default)")
+    outputs.add_argument("--labels", choices=("png",), help="a file of labels for each frame")
+    outputs.add_argument("--strip", action="store_true", help="a picture of some frames in a row")
+    outputs.add_argument("--opacity", type=_share, default=0.5, help="of the colours; default: 0.5")
+    outputs.add_argument("--side-by-side", metavar="MODEL2", help="a second model, on the right")
+    outputs.add_argument("--weights2", metavar="FILE", help="of the second model")
+    outputs.add_argument("--option2", action="append", default=[], metavar="K=V")
+    many = parser.add_argument_group("long videos and many")
+    many.add_argument(
+        "--workers",
+        type=_positive,
+        metavar="N",
+        help="processes; default: one for each GPU, or none beside this one",
+    )
+    many.add_argument("--engine", choices=("local", "ray"), default="local", help="default: local")
+    many.add_argument(
+        "--items",
+        type=Path,
+        metavar="DIR",
+        help="keep finished pieces there; default: OUT.items, until all is done",
+    )
+    many.add_argument("--item-frames", type=_positive, default=240, metavar="N", help="at least")
+    many.add_argument("--retries", type=int, default=2, metavar="N", help="of a piece; default: 2")
+    parser.set_defaults(do=segment)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected 1 or more, got {text}")
+    return number
+
+
+def _share(text: str) -> float:
+    number = float(text)
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"expected 0 to 1, got {text}")
+    return number
+
+
+def segment(arguments: argparse.Namespace) -> int:
+    try:
+        import av  # noqa: F401
+        import matplotlib  # noqa: F401
+        import tqdm  # noqa: F401
+    except ImportError as error:
+        raise ImportError(f"{error.name} is not installed: pip install 'vsegops[models]'") from None
+    from ..video.palette import palette
+    from ..video.schedules import parse_schedule
+    from .outputs import Outputs
+
+    targets = _targets(arguments)
+    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if arguments.schedule != "auto":
+        try:
+            parse_schedule(arguments.schedule)
+        except ValueError as error:
+            raise UsageError(f"--{error}") from error
+    workers = arguments.workers or (torch.cuda.device_count() if device == "cuda" else 1)
+    in_items = arguments.engine == "ray" or workers > 1 or arguments.items is not None
+    if arguments.side_by_side and in_items:
+        raise UsageError("--side-by-side: expected neither workers nor items with it")
+    if in_items:
+        arguments.threads = arguments.threads or max(1, _cores() // workers)
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+
+    names = [arguments.model]
+    models = [
+        network.build(arguments.model, arguments.classes, arguments.option, arguments.weights)
+    ]
+    if arguments.side_by_side:
+        names.append(arguments.side_by_side)
+        second = arguments.option2, arguments.weights2
+        models.append(network.build(arguments.side_by_side, arguments.classes, *second))
+    outputs = partial(
+        Outputs,
+        [palette(model.num_classes) for model in models],
+        names if len(names) > 1 else [],
+        opacity=arguments.opacity,
+    )
+    with Interrupt() as stop:
+        if in_items:
+            return _by_items(arguments, models[0], device, workers, targets, outputs, stop)
+        return _streamed(arguments, models, device, targets, outputs, stop)
+
+
+def _targets(arguments: argparse.Namespace) -> dict[str, dict[str, Path]]:
+    """The files to write of each input, by the names of `Outputs`."""
+    output = Path(arguments.output)
+    if output.suffix and not output.is_dir():
+        if len(arguments.input) > 1 or arguments.labels:
+            raise UsageError(f"-o: expected a folder for several files, got {output}")
+        found: dict[str, Path] = {"video": output}
+        if arguments.strip:
+            found["strip"] = output.with_suffix(".png")
+        return {arguments.input[0]: found}
+    targets: dict[str, dict[str, Path]] = {}
+    for source in arguments.input:
+        name = "stream" if "://" in source else Path(source).resolve().stem
+        files = {"video": output / f"{name}.mp4"} if arguments.overlay else {}
+        files |= {"labels": output / name} if arguments.labels else {}
+        files |= {"strip": output / f"{name}.png"} if arguments.strip else {}
+        files = files or {"video": output / f"{name}.mp4"}
+        if any(files == other for other in targets.values()):
+            raise UsageError(f"INPUT: expected different names, got two of {name!r}")
+        targets[source] = files
+    return targets
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+class Interrupt:
+    """Remembers Ctrl-C, so that what is being written can be finished; the second one interrupts."""
+
+    def __init__(self) -> None:
+        self._asked = False
+
+    def __call__(self) -> bool:
+        return self._asked
+
+    def __enter__(self) -> Interrupt:
+        self._before = signal.signal(signal.SIGINT, self._remember)
+        return self
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        self._asked = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        signal.signal(signal.SIGINT, self._before)
+
+
+# --- one after the other --------------------------------------------------------------------------
+
+
+def _streamed(
+    arguments: argparse.Namespace,
+    models: Sequence[Any],
+    device: str,
+    targets: dict[str, dict[str, Path]],
+    outputs: Callable[..., Any],
+    stop: Interrupt,
+) -> int:
+    from ..video.frames import open_frames
+    from ..video.segmenter import VideoSegmenter
+
+    segmenters = [
+        VideoSegmenter(x, arguments.schedule, precision=arguments.precision, device=device)
+        for x in models
+    ]
+    status = 0
+    for source, files in targets.items():
+        try:
+            with ExitStack() as opened:
+                frames = [open_frames(source, motion_stride=x.motion_stride) for x in segmenters]
+                results = [
+                    opened.enter_context(closing(segmenter(each)))
+                    for segmenter, each in zip(segmenters, frames, strict=True)
+                ]
+                into = opened.enter_context(outputs(frames[0].rate, **files))
+                _write(source, zip(*results, strict=False), frames[0].length, into, stop)
+        except (OSError, RuntimeError, ValueError) as error:
+            _say(source, error)
+            status = FAILED
+        if stop():
+            return INTERRUPTED
+    return status
+
+
+def _write(
+    source: str,
+    results: Iterator[Any],
+    total: int | None,
+    into: Any,
+    stop: Interrupt,
+    doing: str = "decoded, segmented and written",
+) -> None:
+    """All results of one video, with a progress bar, and a line at the end."""
+    from tqdm import tqdm
+
+    start, count, keys = time.perf_counter(), 0, 0
+    with tqdm(total=total, desc=Path(source).name, unit=" frames", disable=None) as bar:
+        for each in results:
+            into.add(each)
+            count, keys = count + 1, keys + each[0].is_key
+            bar.set_postfix_str(f"{keys / count:.0%} key frames", refresh=False)
+            bar.update()
+            if stop():
+                break
+    if not count:
+        raise ValueError("no frame in it can be decoded")
+    end = "interrupted after " if stop() else ""
+    paths, fps = ", ".join(map(str, into.paths)), _fps(count, time.perf_counter() - start)
+    print(f"{source}: {end}{count} frames, {keys / count:.0%} key, {doing} at {fps}: {paths}")
+
+
+def _fps(count: int, seconds: float) -> str:
+    return f"{count / seconds:.1f} frames a second"
+
+
+def _say(source: object, error: Exception | str) -> None:
+    text = one_line(error)
+    prefix = "" if str(source) in text else f"{source}: "
+    print(f"vsegops: {prefix}{text}", file=sys.stderr)
+
+
+# --- in items -------------------------------------------------------------------------------------
+
+
+def _by_items(
+    arguments: argparse.Namespace,
+    model: Any,
+    device: str,
+    workers: int,
+    targets: dict[str, dict[str, Path]],
+    outputs: Callable[..., Any],
+    stop: Interrupt,
+) -> int:
+    from tqdm import tqdm
+
+    from ..video import engines
+    from ..video.items import count_frames
+    from ..video.segmenter import VideoSegmenter
+
+    videos = {Path(source): source for source in targets}
+    for video in videos:
+        if not video.exists():
+            raise UsageError(f"INPUT: expected files and folders with workers, got {video}")
+    ours = "cpu" if workers > 1 or arguments.engine == "ray" else device
+    segmenter = VideoSegmenter(
+        model, arguments.schedule, precision=arguments.precision, device=ours
+    )
+    job = engines.Job(model, segmenter.schedule, arguments.precision, arguments.threads)
+    engine: engines.Engine
+    if arguments.engine == "ray":
+        engine = engines.Ray(job, device.partition(":")[0])
+    elif workers > 1:
+        count = torch.cuda.device_count() if device == "cuda" else 0
+        engine = engines.Processes(
+            job, [f"cuda:{i % count}" if count else device for i in range(workers)]
+        )
+    else:
+        engine = engines.Inline(segmenter)
+    output = Path(arguments.output)
+    folder = arguments.items or output.with_name(f"{output.name}.items")
+    folder.mkdir(parents=True, exist_ok=True)
+    about = arguments.model, arguments.option, arguments.classes, arguments.threads
+    start = time.perf_counter()
+    total = sum(_length(video) for video in videos) or None
+    with tqdm(total=total, desc="segmenting", unit=" frames", disable=None) as bar:
+
+        def done(file: Path) -> None:
+            bar.update(count_frames(file))
+
+        go = engines.Run(
+            segmenter,
+            engine,
+            folder,
+            about=repr((about, device.partition(":")[0])),
+            least=arguments.item_frames,
+            retries=arguments.retries,
+            done=done,
+            stop=stop,
+        )
+        with closing(engine):
+            outcome = go(videos)
+        fps = _fps(bar.n, time.perf_counter() - start)
+    before = f"; {outcome.resumed} pieces were there before" if outcome.resumed else ""
+    print(f"{bar.n} frames decoded and segmented at {fps}{before}")
+    status = 0
+    for video, files in outcome.files.items():
+        for line in outcome.failed.get(video, []):
+            _say(video, line)
+            status = FAILED
+        if outcome.stopped or video in outcome.failed:
+            continue
+        try:
+            _encode(videos[video], files, segmenter, outputs, targets[videos[video]], stop)
+        except (OSError, RuntimeError, ValueError) as error:
+            _say(video, error)
+            status = FAILED
+    if stop():
+        print(f"vsegops: the same command goes on from here, by {folder}", file=sys.stderr)
+        return INTERRUPTED
+    if not status and arguments.items is None:
+        shutil.rmtree(folder)
+    elif status:
+        print(f"vsegops: finished pieces are kept in {folder}", file=sys.stderr)
+    return status
+
+
+def _length(video: Path) -> int:
+    """Frames that are announced; 0 if that is not known."""
+    from ..video.frames import open_frames
+
+    try:
+        with open_frames(video) as frames:
+            return frames.length or 0
+    except (OSError, ValueError):
+        return 0
+
+
+def _encode(
+    source: str,
+    files: Sequence[Path],
+    segmenter: Any,
+    outputs: Callable[..., Any],
+    targets: dict[str, Path],
+    stop: Interrupt,
+) -> None:
+    """One video's outputs of its frames and its labels' files."""
+    from ..video.frames import open_frames
+    from ..video.items import read_labels
+    from ..video.segmenter import Segmented, Timing
+
+    with open_frames(source, motion_stride=segmenter.motion_stride) as frames:
+        labels = chain.from_iterable(map(read_labels, files))
+
+        def results() -> Iterator[tuple[Segmented]]:
+            for index, picture in enumerate(frames):
+                known = next(labels, None)
+                if known is None:
+                    raise ValueError(f"labels of frame {index} and later are missing")
+                yield (Segmented(index, *known, picture.image, Timing(0.0, 0.0, 0.0, 0.0)),)
+
+        with outputs(frames.rate, **targets) as into:
+            _write(source, results(), frames.length, into, stop, "decoded and written")

@@ -1,0 +1,31 @@
+"""Random weights that give varied labels: for demos and measurements before there are better ones."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+def calibrate(model: nn.Module, size: tuple[int, int] = (128, 128)) -> nn.Module:
+    """Normalisations that fit random weights, without which activations vanish or overflow.
+
+    Args:
+        model: of this package, fresh from `create_model`; it is changed.
+        size: of the random images that are looked at.
+
+    Returns:
+        The model, in evaluation mode.
+    """
+    network = model.keyframe if hasattr(model, "keyframe") else model
+    norms = [x for x in model.modules() if isinstance(x, nn.BatchNorm2d)]
+    momenta = [x.momentum for x in norms]
+    for norm in norms:
+        norm.momentum = None  # the statistics of the one call below
+    like = next(model.parameters())
+    with torch.no_grad():
+        network.train()(torch.randn(2, 3, *size, dtype=like.dtype, device=like.device))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    if hasattr(model, "begin_second_step"):  # heads and tails are the key frames'
+        model.begin_second_step()
+    return model.eval()
