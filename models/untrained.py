@@ -1,12 +1,19 @@
-"""Random weights that give varied labels: for demos and measurements before there are better ones."""
+"""Random weights that give varied labels, for demos and measurements."""
 
 from __future__ import annotations
+
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
+from .twnet import TWNet
 
-def calibrate(model: nn.Module, size: tuple[int, int] = (128, 128)) -> nn.Module:
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def calibrate(model: M, size: tuple[int, int] = (128, 128)) -> M:
     """Normalisations that fit random weights, without which activations vanish or overflow.
 
     Args:
@@ -16,7 +23,7 @@ def calibrate(model: nn.Module, size: tuple[int, int] = (128, 128)) -> nn.Module
     Returns:
         The model, in evaluation mode.
     """
-    network = model.keyframe if hasattr(model, "keyframe") else model
+    network: Any = model.keyframe if hasattr(model, "keyframe") else model
     norms = [x for x in model.modules() if isinstance(x, nn.BatchNorm2d)]
     momenta = [x.momentum for x in norms]
     for norm in norms:
@@ -26,6 +33,6 @@ def calibrate(model: nn.Module, size: tuple[int, int] = (128, 128)) -> nn.Module
         network.train()(torch.randn(2, 3, *size, dtype=like.dtype, device=like.device))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
-    if hasattr(model, "begin_second_step"):  # heads and tails are the key frames'
+    if isinstance(model, TWNet):  # heads and tails are the key frames'
         model.begin_second_step()
     return model.eval()

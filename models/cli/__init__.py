@@ -1,7 +1,8 @@
 """The command line `vsegops`: segment videos, say what there is, export, measure.
 
-Every module of this package that has a function `add(subparsers)` is a subcommand. It adds its parser,
-with a function as its default `do`, which takes the parsed arguments and returns the exit status.
+Every module of this package that has a function `add(subparsers)` is a subcommand. It adds its
+parser, with a function as its default `do`, which takes the parsed arguments and returns the exit
+status.
 
 Exit status: 0 all is done; 1 something failed, and a line says what; 2 the command line is wrong;
 130 Ctrl-C, with what was written until then complete.
@@ -51,6 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = top.parse_args(arguments)
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("always", RuntimeWarning)  # of what cannot be decoded
             warnings.showwarning = _warning
             return int(parsed.do(parsed))
     except UsageError as error:

@@ -39,5 +39,3 @@ def export(arguments: argparse.Namespace) -> int:
     export_onnx(model, arguments.output, arguments.size, batch=arguments.batch)
     print(f"{arguments.output}: {arguments.model}, {' x '.join(map(str, arguments.size))}")
     return 0
-
-

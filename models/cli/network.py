@@ -58,6 +58,6 @@ def build(name: str, classes: int, pairs: list[str], weights: str | None) -> Mod
     if weights is None:
         note = f"{name} has no weights: an untrained network, whose labels mean nothing"
         print(f"vsegops: {note} (--weights)", file=sys.stderr)
-        return calibrate(model)  # type: ignore[return-value]
+        return calibrate(model)
     load_upstream(model, weights)
     return model.eval()

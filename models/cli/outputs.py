@@ -1,4 +1,4 @@
-"""What `vsegops segment` writes of one video: a picture of each frame, labels, a strip of frames."""
+"""What `vsegops segment` writes of a video: a picture of each frame, labels, a strip of frames."""
 
 from __future__ import annotations
 

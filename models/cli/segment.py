@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
-import signal
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
-from itertools import chain
 from pathlib import Path
-from types import FrameType, TracebackType
 from typing import Any
 
 import torch
 
-from . import FAILED, INTERRUPTED, Formatter, UsageError, network, one_line
+from . import FAILED, INTERRUPTED, Formatter, UsageError, network
 
 EXAMPLES = """examples:
   vsegops segment clip.mp4 -o segmented.mp4 --weights gsvnet.pth
@@ -105,6 +99,8 @@ def segment(arguments: argparse.Namespace) -> int:
     from ..video.palette import palette
     from ..video.schedules import parse_schedule
     from .outputs import Outputs
+    from .pieces import by_items
+    from .progress import Interrupt
 
     targets = _targets(arguments)
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -138,12 +134,22 @@ def segment(arguments: argparse.Namespace) -> int:
     )
     with Interrupt() as stop:
         if in_items:
-            return _by_items(arguments, models[0], device, workers, targets, outputs, stop)
+            return by_items(arguments, models[0], device, workers, targets, outputs, stop)
         return _streamed(arguments, models, device, targets, outputs, stop)
 
 
 def _targets(arguments: argparse.Namespace) -> dict[str, dict[str, Path]]:
-    """The files to write of each input, by the names of `Outputs`."""
+    """The files to write of each input, by the names of `Outputs`; none of them is an input."""
+    targets = _named(arguments)
+    inputs = {Path(source).resolve() for source in arguments.input}
+    for files in targets.values():
+        for path in files.values():
+            if path.resolve() in inputs:
+                raise UsageError(f"-o: expected another place, {path} is an input")
+    return targets
+
+
+def _named(arguments: argparse.Namespace) -> dict[str, dict[str, Path]]:
     output = Path(arguments.output)
     if output.suffix and not output.is_dir():
         if len(arguments.input) > 1 or arguments.labels:
@@ -169,45 +175,17 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-class Interrupt:
-    """Remembers Ctrl-C, so that what is being written can be finished; the second one interrupts."""
-
-    def __init__(self) -> None:
-        self._asked = False
-
-    def __call__(self) -> bool:
-        return self._asked
-
-    def __enter__(self) -> Interrupt:
-        self._before = signal.signal(signal.SIGINT, self._remember)
-        return self
-
-    def _remember(self, number: int, frame: FrameType | None) -> None:
-        self._asked = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        signal.signal(signal.SIGINT, self._before)
-
-
-# --- one after the other --------------------------------------------------------------------------
-
-
 def _streamed(
     arguments: argparse.Namespace,
     models: Sequence[Any],
     device: str,
     targets: dict[str, dict[str, Path]],
     outputs: Callable[..., Any],
-    stop: Interrupt,
+    stop: Callable[[], bool],
 ) -> int:
     from ..video.frames import open_frames
     from ..video.segmenter import VideoSegmenter
+    from .progress import say, write_video
 
     segmenters = [
         VideoSegmenter(x, arguments.schedule, precision=arguments.precision, device=device)
@@ -223,170 +201,10 @@ def _streamed(
                     for segmenter, each in zip(segmenters, frames, strict=True)
                 ]
                 into = opened.enter_context(outputs(frames[0].rate, **files))
-                _write(source, zip(*results, strict=False), frames[0].length, into, stop)
+                write_video(source, zip(*results, strict=False), frames[0].length, into, stop)
         except (OSError, RuntimeError, ValueError) as error:
-            _say(source, error)
+            say(source, error)
             status = FAILED
         if stop():
             return INTERRUPTED
     return status
-
-
-def _write(
-    source: str,
-    results: Iterator[Any],
-    total: int | None,
-    into: Any,
-    stop: Interrupt,
-    doing: str = "decoded, segmented and written",
-) -> None:
-    """All results of one video, with a progress bar, and a line at the end."""
-    from tqdm import tqdm
-
-    start, count, keys = time.perf_counter(), 0, 0
-    with tqdm(total=total, desc=Path(source).name, unit=" frames", disable=None) as bar:
-        for each in results:
-            into.add(each)
-            count, keys = count + 1, keys + each[0].is_key
-            bar.set_postfix_str(f"{keys / count:.0%} key frames", refresh=False)
-            bar.update()
-            if stop():
-                break
-    if not count:
-        raise ValueError("no frame in it can be decoded")
-    end = "interrupted after " if stop() else ""
-    paths, fps = ", ".join(map(str, into.paths)), _fps(count, time.perf_counter() - start)
-    print(f"{source}: {end}{count} frames, {keys / count:.0%} key, {doing} at {fps}: {paths}")
-
-
-def _fps(count: int, seconds: float) -> str:
-    return f"{count / seconds:.1f} frames a second"
-
-
-def _say(source: object, error: Exception | str) -> None:
-    text = one_line(error)
-    prefix = "" if str(source) in text else f"{source}: "
-    print(f"vsegops: {prefix}{text}", file=sys.stderr)
-
-
-# --- in items -------------------------------------------------------------------------------------
-
-
-def _by_items(
-    arguments: argparse.Namespace,
-    model: Any,
-    device: str,
-    workers: int,
-    targets: dict[str, dict[str, Path]],
-    outputs: Callable[..., Any],
-    stop: Interrupt,
-) -> int:
-    from tqdm import tqdm
-
-    from ..video import engines
-    from ..video.items import count_frames
-    from ..video.segmenter import VideoSegmenter
-
-    videos = {Path(source): source for source in targets}
-    for video in videos:
-        if not video.exists():
-            raise UsageError(f"INPUT: expected files and folders with workers, got {video}")
-    ours = "cpu" if workers > 1 or arguments.engine == "ray" else device
-    segmenter = VideoSegmenter(
-        model, arguments.schedule, precision=arguments.precision, device=ours
-    )
-    job = engines.Job(model, segmenter.schedule, arguments.precision, arguments.threads)
-    engine: engines.Engine
-    if arguments.engine == "ray":
-        engine = engines.Ray(job, device.partition(":")[0])
-    elif workers > 1:
-        count = torch.cuda.device_count() if device == "cuda" else 0
-        engine = engines.Processes(
-            job, [f"cuda:{i % count}" if count else device for i in range(workers)]
-        )
-    else:
-        engine = engines.Inline(segmenter)
-    output = Path(arguments.output)
-    folder = arguments.items or output.with_name(f"{output.name}.items")
-    folder.mkdir(parents=True, exist_ok=True)
-    about = arguments.model, arguments.option, arguments.classes, arguments.threads
-    start = time.perf_counter()
-    total = sum(_length(video) for video in videos) or None
-    with tqdm(total=total, desc="segmenting", unit=" frames", disable=None) as bar:
-
-        def done(file: Path) -> None:
-            bar.update(count_frames(file))
-
-        go = engines.Run(
-            segmenter,
-            engine,
-            folder,
-            about=repr((about, device.partition(":")[0])),
-            least=arguments.item_frames,
-            retries=arguments.retries,
-            done=done,
-            stop=stop,
-        )
-        with closing(engine):
-            outcome = go(videos)
-        fps = _fps(bar.n, time.perf_counter() - start)
-    before = f"; {outcome.resumed} pieces were there before" if outcome.resumed else ""
-    print(f"{bar.n} frames decoded and segmented at {fps}{before}")
-    status = 0
-    for video, files in outcome.files.items():
-        for line in outcome.failed.get(video, []):
-            _say(video, line)
-            status = FAILED
-        if outcome.stopped or video in outcome.failed:
-            continue
-        try:
-            _encode(videos[video], files, segmenter, outputs, targets[videos[video]], stop)
-        except (OSError, RuntimeError, ValueError) as error:
-            _say(video, error)
-            status = FAILED
-    if stop():
-        print(f"vsegops: the same command goes on from here, by {folder}", file=sys.stderr)
-        return INTERRUPTED
-    if not status and arguments.items is None:
-        shutil.rmtree(folder)
-    elif status:
-        print(f"vsegops: finished pieces are kept in {folder}", file=sys.stderr)
-    return status
-
-
-def _length(video: Path) -> int:
-    """Frames that are announced; 0 if that is not known."""
-    from ..video.frames import open_frames
-
-    try:
-        with open_frames(video) as frames:
-            return frames.length or 0
-    except (OSError, ValueError):
-        return 0
-
-
-def _encode(
-    source: str,
-    files: Sequence[Path],
-    segmenter: Any,
-    outputs: Callable[..., Any],
-    targets: dict[str, Path],
-    stop: Interrupt,
-) -> None:
-    """One video's outputs of its frames and its labels' files."""
-    from ..video.frames import open_frames
-    from ..video.items import read_labels
-    from ..video.segmenter import Segmented, Timing
-
-    with open_frames(source, motion_stride=segmenter.motion_stride) as frames:
-        labels = chain.from_iterable(map(read_labels, files))
-
-        def results() -> Iterator[tuple[Segmented]]:
-            for index, picture in enumerate(frames):
-                known = next(labels, None)
-                if known is None:
-                    raise ValueError(f"labels of frame {index} and later are missing")
-                yield (Segmented(index, *known, picture.image, Timing(0.0, 0.0, 0.0, 0.0)),)
-
-        with outputs(frames.rate, **targets) as into:
-            _write(source, results(), frames.length, into, stop, "decoded and written")

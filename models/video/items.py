@@ -1,8 +1,8 @@
 """Long videos as independent pieces of work: cut at key frames, segmented anywhere, in any order.
 
 A key frame depends on nothing before it. So what lies between two of them can be segmented by
-itself, and its labels are those of the whole video, bit for bit, on the same kind of device with the
-same number of threads. An item carries the compressed packets that it needs, copied into a small
+itself, and its labels are those of the whole video, bit for bit, on the same kind of device with
+the same number of threads. An item carries the compressed packets that it needs, copied into a small
 file of its own: it can be sent to another machine, and it is named by what is in it, so that work
 that was done once is found again.
 
@@ -25,7 +25,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import accumulate, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import av
 import numpy as np
@@ -38,6 +38,9 @@ from .frames import Frames, Picture, open_frames
 from .schedules import CodecKeys, PerFrame
 from .segmenter import Segmented, VideoSegmenter
 from .source import CodecError, open_video
+
+#: Encoded.
+Packet: TypeAlias = "av.Packet[Any]"
 
 
 class Unsound(CodecError):
@@ -114,7 +117,7 @@ def job_key(segmenter: VideoSegmenter, about: str = "") -> bytes:
 
 
 class Cut(NamedTuple):
-    """Where an item lies: frames `first` to `last`, packets `begin` to `end`, both without the end."""
+    """Where an item lies: frames `first` to `last`, packets `begin` to `end`, without the ends."""
 
     first: int
     last: int
@@ -196,12 +199,12 @@ def _entries(times: list[int]) -> list[int]:
     ]
 
 
-def _packets(container: InputContainer, stream: VideoStream) -> Iterator[av.Packet]:
+def _packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet]:
     return (packet for packet in container.demux(stream) if packet.size)
 
 
-def _time(packet: av.Packet) -> int | None:
-    """When it is shown; AVI tells only when it is decoded, of videos that do not tell them apart."""
+def _time(packet: Packet) -> int | None:
+    """When it is shown; AVI tells when it is decoded, which without B-frames is the same."""
     if packet.pts is None and not packet.stream.codec_context.has_b_frames:
         return packet.dts
     return packet.pts
@@ -211,7 +214,8 @@ def _items(path: Path, cuts: list[Cut]) -> Iterator[Item]:
     """One pass over the file; in memory are the packets of one item."""
     _, container, stream = open_video(path)
     with container:
-        packets, held, read = _packets(container, stream), deque[av.Packet](), 0
+        packets, read = _packets(container, stream), 0
+        held: deque[Packet] = deque()
         for piece in cuts:
             while read < piece.end:
                 held.append(next(packets))
@@ -224,7 +228,7 @@ def _items(path: Path, cuts: list[Cut]) -> Iterator[Item]:
             yield Item(name, clip, piece.first, piece.first - piece.begin, count)
 
 
-def _copied(stream: VideoStream, packets: Iterable[av.Packet]) -> bytes:
+def _copied(stream: VideoStream, packets: Iterable[Packet]) -> bytes:
     """Packets as a file of their own, not encoded anew."""
     file = io.BytesIO()
     with av.open(file, "w", format="matroska") as output:
@@ -304,5 +308,3 @@ def count_frames(path: str | os.PathLike[str]) -> int:
     """Of a file of labels."""
     with np.load(path, allow_pickle=False) as archive:
         return len(archive["is_key"])
-
-

@@ -139,7 +139,7 @@ def text_size(height: int) -> int:
 
 
 def add_mark(picture: Tensor, index: int, is_key: bool, title: str = "") -> Tensor:
-    """The frame's number and whether it is a key frame, on a darkened strip along the top, in place.
+    """The frame's number and whether it is a key frame, on a dark strip along the top, in place.
 
     Key frames have a yellow square, and the strip's lower edge is yellow; others a grey square.
     """
@@ -163,7 +163,7 @@ def add_mark(picture: Tensor, index: int, is_key: bool, title: str = "") -> Tens
 
 @lru_cache(maxsize=64)
 def _digit(digit: str, pixels: int) -> Tensor:
-    """A digit in a cell of the digits' common width, so that numbers need no drawing of their own."""
+    """A digit in a cell of all digits' width, so that numbers need no drawing of their own."""
     text, width = text_opacity(digit, pixels), round(0.64 * pixels)  # of the font's em
     cell = torch.zeros(text.shape[0], width)
     drawn = text[:, MARGIN : MARGIN + width]
