@@ -116,7 +116,7 @@ class GSVNet(VideoModel):
         return logits, State(logits, image)
 
     def disagreement(self, logits: Tensor, state: State) -> Tensor:
-        intra = self.grm.intra_net(state.image)
+        intra: Tensor = self.grm.intra_net(state.image)
         return (intra.argmax(1) != logits.argmax(1)).float().mean()
 
     def train(self, mode: bool = True) -> GSVNet:

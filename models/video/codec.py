@@ -194,8 +194,8 @@ class CodecReader:
 
     Raises:
         CodecError: at once: no video in it, a codec without motion vectors, several reference
-            frames. While iterating: a B-frame, interlaced video, a change of the frame's size (but for
-            `any_size`).
+            frames. While iterating: a B-frame, interlaced video, a change of the frame's size
+            without `any_size`.
         FileNotFoundError: there is no such file.
 
     Example:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sized
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, cast
 
-import av
 import numpy as np
 import torch
 from av.video.frame import PictureType
@@ -34,7 +33,7 @@ class Picture(NamedTuple):
         image: uint8 `[H, W, 3]`, RGB.
         is_key: the codec coded it without reference to others; None if no codec is known.
         damaged: it is known that data was lost.
-        coded: its motion, where that was asked for and is there: not on key frames and damaged ones.
+        coded: its motion, where that was asked for and is there: not on key or damaged frames.
     """
 
     image: Tensor
@@ -52,10 +51,12 @@ class Frames:
         length: how many frames are announced, None if unknown. There may be fewer, or more.
         skipped: how often something could not be decoded so far, and was skipped.
         problem: what was wrong the last time, or "".
+        motion_stride: of the motion that is read, or None.
     """
 
     def __init__(self, name: str, rate: Fraction | None = None, length: int | None = None) -> None:
         self.name, self.rate, self.length = name, rate, length
+        self.motion_stride: int | None = None
         self.skipped, self.problem = 0, ""
         self._pictures: Iterator[Picture] = iter(())
         self._close: Callable[[], object] = lambda: None
@@ -99,8 +100,12 @@ def open_frames(source: FrameSource, *, motion_stride: int | None = None) -> Fra
         [torch.Size([4, 6, 3])]
     """
     if isinstance(source, Frames):
+        if motion_stride not in (None, source.motion_stride):
+            raise error("source", f"frames opened with motion_stride={motion_stride}", source)
         return source
     if isinstance(source, (str, os.PathLike)) and Path(source).is_dir():
+        if motion_stride is not None:
+            raise CodecError(f"{source}: expected a video with motion; images have none")
         return _folder(Path(source))
     if isinstance(source, (str, os.PathLike)) or hasattr(source, "read"):
         return _video(cast(Source, source), motion_stride)
@@ -112,6 +117,7 @@ def _video(source: Source, motion_stride: int | None) -> Frames:
         frames = Frames("")
         reader = CodecReader(source, stride=motion_stride, any_size=True, on_loss=frames.lost)
         frames.name, frames.rate, frames.length = reader.name, reader.rate, reader.length
+        frames.motion_stride = motion_stride
         frames._pictures, frames._close = map(_coded, reader), reader.close
         return frames
     name, container, stream = open_video(source)
@@ -163,7 +169,7 @@ def _parts(name: str) -> list[str]:
 def _iterable(items: Iterable[Any]) -> Frames:
     if not isinstance(items, Iterable):
         raise error("source", "a path, a URL, a file object or an iterable of frames", items)
-    length = len(items) if hasattr(items, "__len__") else None
+    length = len(items) if isinstance(items, Sized) else None
     frames = Frames("the iterable", getattr(items, "rate", None), length)
 
     def pictures() -> Iterator[Picture]:

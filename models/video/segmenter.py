@@ -50,7 +50,7 @@ class Segmented(NamedTuple):
         timing: of its stages.
     """
 
-    index: int
+    index: int  # type: ignore[assignment]
     labels: Tensor
     is_key: bool
     frame: Tensor
@@ -148,18 +148,16 @@ class VideoSegmenter:
             self._device = torch.device("cuda", torch.cuda.current_device())
         if model.training or (like.dtype, like.device) != (self._dtype, self._device):
             model = copy.deepcopy(model).eval().to(self._device, self._dtype)
-        if self._device.type == "cuda":
-            model = model.to(memory_format=torch.channels_last)
+            if self._device.type == "cuda":
+                model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model = model
         if schedule == "auto":
-            schedule = model.schedule if isinstance(model, VideoModel) else PerFrame()
+            schedule = model.schedule if isinstance(model, VideoModel) else "frame"
         self.schedule = parse_schedule(schedule)
-        if isinstance(model, ImageModel):
+        if isinstance(model, VideoModel):
+            _check_disagreement(self.schedule, model)
+        else:
             self.schedule = PerFrame()
-        if self.schedule.disagreement is not None:
-            if type(model).disagreement is VideoModel.disagreement:
-                came = type(model).__name__
-                raise error("disagreement", "None with a model without an intra prediction", came)
         self.report = Report()
         self._networks = Networks(model, self.schedule.disagreement is not None)
 
@@ -184,7 +182,8 @@ class VideoSegmenter:
         with frames, closing(segment), closing(results):
             for index, (work, seconds) in enumerate(results):
                 labels, network, output = work.fetch()
-                timing = Timing(*seconds[:2], seconds[2] if network is None else network, output)
+                decode, prepared, run = seconds
+                timing = Timing(decode, prepared, run if network is None else network, output)
                 report.frames += 1
                 report.key_frames += work.is_key
                 report.skipped, report.problem = frames.skipped, frames.problem
@@ -192,3 +191,12 @@ class VideoSegmenter:
                 yield Segmented(index, labels, work.is_key, work.image, timing)
                 del work, labels
         report.skipped, report.problem = frames.skipped, frames.problem
+
+
+def _check_disagreement(schedule: Schedule, model: VideoModel) -> None:
+    """Complain before the first step does."""
+    if schedule.disagreement is None:
+        return
+    if type(model).disagreement is VideoModel.disagreement:
+        came = type(model).__name__
+        raise error("disagreement", "None, for the model makes no intra prediction", came)

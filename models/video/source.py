@@ -41,7 +41,8 @@ def open_video(
     where = os.fspath(source) if isinstance(source, (str, os.PathLike)) else source
     name = where if isinstance(where, str) else getattr(where, "name", None) or "the file object"
     try:
-        container = cast(InputContainer, av.open(where, options=dict(options or {})))
+        opened = av.open(where, options=dict(options or {}), metadata_errors="replace")
+        container = cast(InputContainer, opened)
     except FileNotFoundError:
         raise
     except av.FFmpegError as error:
@@ -62,8 +63,9 @@ def decode(
 ) -> Iterator[tuple[av.VideoFrame, bool]]:
     """Every picture that can be had, in order, and whether nothing was lost just before it.
 
-    What cannot be read is skipped with a warning, of which `on_loss` is told as well. The flag tells of losses between packets and of
-    packets that were skipped; a picture that the decoder has mended says so itself (`is_corrupt`).
+    What cannot be read is skipped with a warning, of which `on_loss` is told as well. The flag
+    tells of losses between packets and of packets that were skipped; a picture that the decoder has
+    mended says so itself (`is_corrupt`).
     """
     packets = container.demux(stream)
     whole = True
