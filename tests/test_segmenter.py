@@ -1,15 +1,15 @@
-"""A video in, labels out: schedules, sources, the pipeline, and whatever can go wrong on the way."""
+"""A video in, labels out: schedules, sources, the pipeline, and what goes wrong on the way."""
 
 from __future__ import annotations
 
 import contextlib
 import doctest
 import gc
-import io
 import itertools
 import random
 import resource
 import signal
+import socket
 import threading
 import time
 import warnings
@@ -19,10 +19,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import fill
-import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 av = pytest.importorskip("av", reason="PyAV is not installed")
@@ -41,7 +39,9 @@ from vsegops.models.video import (  # noqa: E402
     VideoSegmenter,
     open_frames,
     parse_schedule,
+    transcode,
 )
+from vsegops.models.video import source as opening  # noqa: E402
 from vsegops.models.video.pipeline import pipeline  # noqa: E402
 from vsegops.models.video.source import decode, open_video  # noqa: E402
 
@@ -356,6 +356,53 @@ def test_motion_that_is_not_there(tmp_path: Path) -> None:
             list(VideoSegmenter(Warping(), schedule)(frames_of(2)))
     with pytest.raises(CodecError, match="choose another schedule"):
         list(VideoSegmenter(Following(), "codec")(frames_of(2)))
+
+
+def test_motion_made_on_the_way(tmp_path: Path) -> None:
+    source = encode(tmp_path / "b.mp4", bf=2, frames=15)
+    transcode(source, tmp_path / "plain.mp4")
+    model = Warping().eval()
+    by_file = list(VideoSegmenter(model)(tmp_path / "plain.mp4"))
+    keys = [i % 12 == 0 for i in range(15)]
+    segmenter = VideoSegmenter(model, transcode=True)
+    results = list(segmenter(source))
+    assert [r.is_key for r in results] == [r.is_key for r in by_file] == keys
+    for a, b in zip(results, by_file, strict=True):  # but for a conversion to RGB and back
+        assert (a.frame.int() - b.frame.int()).abs().float().mean() < 1.5
+        assert (a.labels == b.labels).float().mean() > 0.9
+    images = [r.frame for r in results]
+    motions = list(itertools.chain(CodecReader(tmp_path / "plain.mp4", stride=4)))
+    assert not agrees(results, one_by_one(model, images, [True] * 15, motions), keys)
+    # Of images in memory, and of two sizes.
+    mixed = frames_of(3) + frames_of(3, (32, 40))
+    results = list(segmenter(mixed))
+    assert [r.is_key for r in results] == [True, False, False] * 2
+    assert [r.labels.shape for r in results] == [x.shape[:2] for x in mixed]
+
+
+def test_urls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = encode(tmp_path / "clip.ts", frames=12, size=SIZE, bf=2)
+    segmenter = VideoSegmenter(Small())
+    expected = [r.labels for r in segmenter(path)]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.sendall(path.read_bytes())
+                connection.recv(1)  # nothing more comes, until the other side leaves
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        monkeypatch.setattr(opening, "TIMEOUT", 1.0)
+        address = f"tcp://127.0.0.1:{server.getsockname()[1]}"
+        with pytest.warns(RuntimeWarning, match="ends early, .* nothing came for 1 seconds"):
+            results = list(segmenter(address))
+        thread.join()
+        assert segmenter.report.skipped == 1
+        assert all(torch.equal(r.labels, x) for r, x in zip(results, expected, strict=True))
+        with pytest.raises(CodecError, match="cannot open tcp.*: nothing came"):
+            segmenter(address)
 
 
 def test_a_change_of_size(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vsegops._checks import check_option, error
+from vsegops._checks import check_bool, check_option, error
 
 from ..base import ImageModel, Model, VideoModel
 from .frames import Frames, FrameSource, open_frames
@@ -100,6 +100,8 @@ class VideoSegmenter:
         precision: `"float32"`, `"float16"` or `"bfloat16"`.
         device: None: the model's.
         queue: how many frames wait before each stage.
+        transcode: for models that use the codec's motion: make it on the way, of any source (see
+            `open_frames`).
 
     Attributes:
         model: the one in use.
@@ -133,6 +135,7 @@ class VideoSegmenter:
         precision: str = "float32",
         device: str | torch.device | None = None,
         queue: int = 2,
+        transcode: bool = False,
     ) -> None:
         if not isinstance(model, (ImageModel, VideoModel)):
             raise error("model", "an ImageModel or a VideoModel", model)
@@ -141,7 +144,9 @@ class VideoSegmenter:
         check_option("precision", precision, tuple(PRECISIONS))
         if isinstance(queue, bool) or not isinstance(queue, int) or queue < 1:
             raise error("queue", "a whole number from 1 on", queue)
+        check_bool("transcode", transcode)
         self._dtype, self._queue = PRECISIONS[precision], queue
+        self._transcode = transcode
         like = next(model.parameters())
         self._device = torch.device(device) if device is not None else like.device
         if self._device.type == "cuda" and self._device.index is None:
@@ -169,7 +174,7 @@ class VideoSegmenter:
         return self.model.motion_stride
 
     def __call__(self, source: FrameSource) -> Generator[Segmented, None, None]:
-        frames = open_frames(source, motion_stride=self.motion_stride)
+        frames = open_frames(source, motion_stride=self.motion_stride, transcode=self._transcode)
         self.report = Report()
         return self._stream(frames, self.report)
 

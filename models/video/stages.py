@@ -204,8 +204,7 @@ class Segment:
             if not picture.is_key and not picture.damaged:
                 raise CodecError(
                     f"{self._name}: expected a video with the codec's motion, which the model "
-                    "needs; convert it with vsegops.models.video.transcode first, or choose the "
-                    "schedule 'frame'"
+                    "needs; pass transcode=True, or choose the schedule 'frame'"
                 )
             return True
         if self._fresh:
