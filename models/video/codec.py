@@ -23,7 +23,7 @@ What can be trusted, and what cannot:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
@@ -40,7 +40,7 @@ from torch import Tensor
 import vsegops
 
 from . import h264
-from .source import CodecError, Source, decode, open_video
+from .source import CodecError, Source, decode, open_video, rgb_of
 from .transcode import transcode
 
 __all__ = ["CodecError", "CodecReader", "Frame", "rasterize", "transcode"]
@@ -170,6 +170,46 @@ class Frame:
         return self.image.float() - self.prediction
 
 
+def motion_frames(
+    pictures: Iterable[tuple[av.VideoFrame, bool]], stride: int
+) -> Generator[Frame, None, None]:
+    """Frames with their motion, of what a decoder gives that exports its vectors.
+
+    Args:
+        pictures: each with whether nothing was lost just before it.
+        stride: of the motion.
+    """
+    previous: Tensor | None = None
+    intact = False  # since a key frame
+    for index, (picture, whole) in enumerate(pictures):
+        if previous is not None and previous.shape[1:] != (picture.height, picture.width):
+            previous, intact = None, False
+        data = picture.side_data.get("MOTION_VECTORS")
+        vectors = data.to_ndarray() if data is not None else None
+        is_key = picture.pict_type == PictureType.I
+        # Vectors in a key frame are the decoder's own: it concealed something with them.
+        whole = whole and not picture.is_corrupt and not (is_key and vectors is not None)
+        intact = whole and (intact or is_key)
+        if is_key or not intact:
+            vectors = None
+        flow, mask = rasterize(vectors, picture.height, picture.width, stride=stride)
+        image = rgb_of(picture).permute(2, 0, 1)
+        yield Frame(
+            index=index,
+            pts=picture.pts,
+            time=picture.time,
+            image=image,
+            luma=_luma(picture),
+            is_key=is_key,
+            damaged=not intact,
+            flow=flow,
+            mask=mask,
+            previous=None if is_key else previous,
+            _vectors=vectors,
+        )
+        previous = image
+
+
 class CodecReader:
     """The frames of a video with their motion, one pass from the first to the last.
 
@@ -194,8 +234,8 @@ class CodecReader:
 
     Raises:
         CodecError: at once: no video in it, a codec without motion vectors, several reference
-            frames. While iterating: a B-frame, interlaced video, a change of the frame's size (but for
-            `any_size`).
+            frames. While iterating: a B-frame, interlaced video, a change of the frame's size
+            without `any_size`.
         FileNotFoundError: there is no such file.
 
     Example:
@@ -214,7 +254,7 @@ class CodecReader:
         on_loss: Callable[[str], object] | None = None,
     ) -> None:
         rasterize(None, 1, 1, stride=stride)  # complain about the stride now, not at frame 0
-        self._stride, self._any_size, self._on_loss = stride, any_size, on_loss
+        self._any_size, self._on_loss = any_size, on_loss
         self.name, self._container, self._stream = open_video(source, options)
         try:
             self._check()
@@ -229,7 +269,7 @@ class CodecReader:
         self.width: int = context.width
         self.rate: Fraction | None = self._stream.average_rate
         self.length: int | None = self._stream.frames or None
-        self._frames = self._read()
+        self._frames = motion_frames(self._pictures(), stride)
 
     def _check(self) -> None:
         context = self._stream.codec_context
@@ -251,39 +291,12 @@ class CodecReader:
                     f"vectors do not tell to which; expected 1 reference frame; {remedy}"
                 )
 
-    def _read(self) -> Generator[Frame, None, None]:
-        previous: Tensor | None = None
-        intact = False  # since a key frame
+    def _pictures(self) -> Iterator[tuple[av.VideoFrame, bool]]:
         pictures = decode(self.name, self._container, self._stream, self._on_loss)
         for index, (picture, whole) in enumerate(pictures):
             self._check_picture(index, picture)
-            if (picture.height, picture.width) != (self.height, self.width):
-                self.height, self.width = picture.height, picture.width
-                previous, intact = None, False
-            data = picture.side_data.get("MOTION_VECTORS")
-            vectors = data.to_ndarray() if data is not None else None
-            is_key = picture.pict_type == PictureType.I
-            # Vectors in a key frame are the decoder's own: it concealed something with them.
-            whole = whole and not picture.is_corrupt and not (is_key and vectors is not None)
-            intact = whole and (intact or is_key)
-            if is_key or not intact:
-                vectors = None
-            flow, mask = rasterize(vectors, self.height, self.width, stride=self._stride)
-            image = torch.from_numpy(picture.to_ndarray(format="rgb24")).permute(2, 0, 1)
-            yield Frame(
-                index=index,
-                pts=picture.pts,
-                time=picture.time,
-                image=image,
-                luma=_luma(picture),
-                is_key=is_key,
-                damaged=not intact,
-                flow=flow,
-                mask=mask,
-                previous=None if is_key else previous,
-                _vectors=vectors,
-            )
-            previous = image
+            self.height, self.width = picture.height, picture.width
+            yield picture, whole
 
     def _check_picture(self, index: int, picture: av.VideoFrame) -> None:
         where = f"{self.name}, frame {index}"

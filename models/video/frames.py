@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sized
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, cast
 
-import av
 import numpy as np
 import torch
 from av.video.frame import PictureType
-from av.video.reformatter import VideoReformatter
 from torch import Tensor
 
 from vsegops._checks import error
 
-from .codec import CodecReader, Frame
-from .source import CodecError, Source, decode, open_video
+from .codec import CodecReader, Frame, motion_frames
+from .source import CodecError, Source, decode, open_video, rgb_of
+from .transcode import recode
 
 #: Whatever `open_frames` takes.
 FrameSource: TypeAlias = "Source | Iterable[Tensor | np.ndarray[Any, Any] | Frame] | Frames"
@@ -34,7 +33,7 @@ class Picture(NamedTuple):
         image: uint8 `[H, W, 3]`, RGB.
         is_key: the codec coded it without reference to others; None if no codec is known.
         damaged: it is known that data was lost.
-        coded: its motion, where that was asked for and is there: not on key frames and damaged ones.
+        coded: its motion, where that was asked for and is there: not on key or damaged frames.
     """
 
     image: Tensor
@@ -52,10 +51,12 @@ class Frames:
         length: how many frames are announced, None if unknown. There may be fewer, or more.
         skipped: how often something could not be decoded so far, and was skipped.
         problem: what was wrong the last time, or "".
+        motion_stride: of the motion that is read, or None.
     """
 
     def __init__(self, name: str, rate: Fraction | None = None, length: int | None = None) -> None:
         self.name, self.rate, self.length = name, rate, length
+        self.motion_stride: int | None = None
         self.skipped, self.problem = 0, ""
         self._pictures: Iterator[Picture] = iter(())
         self._close: Callable[[], object] = lambda: None
@@ -80,7 +81,9 @@ class Frames:
         self.close()
 
 
-def open_frames(source: FrameSource, *, motion_stride: int | None = None) -> Frames:
+def open_frames(
+    source: FrameSource, *, motion_stride: int | None = None, transcode: bool = False
+) -> Frames:
     """Open whatever has frames.
 
     Args:
@@ -88,6 +91,9 @@ def open_frames(source: FrameSource, *, motion_stride: int | None = None) -> Fra
             in their names; an iterable of uint8 tensors or arrays `[H, W, 3]` or `[3, H, W]`, RGB,
             or of `Frame` (a `CodecReader`); `Frames` are given back as they are.
         motion_stride: also read the codec's motion, at this stride (see `CodecReader`).
+        transcode: the motion is that which an encoder finds on the way, the images are those that
+            it keeps: as if `vsegops.models.video.transcode` had come before. For whatever has no
+            motion that can be used.
 
     Raises:
         CodecError: it cannot be read, or not with motion; the message says what helps.
@@ -99,8 +105,16 @@ def open_frames(source: FrameSource, *, motion_stride: int | None = None) -> Fra
         [torch.Size([4, 6, 3])]
     """
     if isinstance(source, Frames):
+        if motion_stride not in (None, source.motion_stride):
+            raise error("source", f"frames opened with motion_stride={motion_stride}", source)
         return source
+    if motion_stride is not None and transcode:
+        return _recoded(open_frames(source), motion_stride)
     if isinstance(source, (str, os.PathLike)) and Path(source).is_dir():
+        if motion_stride is not None:
+            raise CodecError(
+                f"{source}: expected a video with motion, images have none; pass transcode=True"
+            )
         return _folder(Path(source))
     if isinstance(source, (str, os.PathLike)) or hasattr(source, "read"):
         return _video(cast(Source, source), motion_stride)
@@ -112,16 +126,15 @@ def _video(source: Source, motion_stride: int | None) -> Frames:
         frames = Frames("")
         reader = CodecReader(source, stride=motion_stride, any_size=True, on_loss=frames.lost)
         frames.name, frames.rate, frames.length = reader.name, reader.rate, reader.length
+        frames.motion_stride = motion_stride
         frames._pictures, frames._close = map(_coded, reader), reader.close
         return frames
     name, container, stream = open_video(source)
     frames = Frames(name, stream.average_rate, stream.frames or None)
-    reformat = VideoReformatter().reformat
 
     def pictures() -> Iterator[Picture]:
         for picture, _ in decode(name, container, stream, frames.lost):
-            image = reformat(picture, format="rgb24").to_ndarray()
-            yield Picture(torch.from_numpy(image), picture.pict_type == PictureType.I)
+            yield Picture(rgb_of(picture), picture.pict_type == PictureType.I)
 
     frames._pictures, frames._close = pictures(), container.close
     return frames
@@ -130,6 +143,13 @@ def _video(source: Source, motion_stride: int | None) -> Frames:
 def _coded(frame: Frame) -> Picture:
     motion = None if frame.is_key or frame.damaged else frame
     return Picture(frame.image.permute(1, 2, 0), frame.is_key, frame.damaged, motion)
+
+
+def _recoded(frames: Frames, motion_stride: int) -> Frames:
+    images = (picture.image.contiguous().numpy() for picture in frames._pictures)
+    frames._pictures = map(_coded, motion_frames(recode(images), motion_stride))
+    frames.motion_stride = motion_stride
+    return frames
 
 
 def _folder(folder: Path) -> Frames:
@@ -148,7 +168,7 @@ def _folder(folder: Path) -> Frames:
                 continue
             with container:
                 for picture, _ in decode(name, container, stream, frames.lost):
-                    yield Picture(torch.from_numpy(picture.to_ndarray(format="rgb24")))
+                    yield Picture(rgb_of(picture))
                     break
 
     frames._pictures = pictures()
@@ -163,7 +183,7 @@ def _parts(name: str) -> list[str]:
 def _iterable(items: Iterable[Any]) -> Frames:
     if not isinstance(items, Iterable):
         raise error("source", "a path, a URL, a file object or an iterable of frames", items)
-    length = len(items) if hasattr(items, "__len__") else None
+    length = len(items) if isinstance(items, Sized) else None
     frames = Frames("the iterable", getattr(items, "rate", None), length)
 
     def pictures() -> Iterator[Picture]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -36,7 +36,7 @@ class Eager:
 
     def start(self, frame: Tensor) -> Tensor:
         labels, self._state = self._start(frame)
-        return labels
+        return cast(Tensor, labels)
 
     def step(self, frame: Tensor, motion: Motion | None) -> tuple[Tensor, Tensor | None]:
         labels, self._state, disagreement = self._step(frame, self._state, motion)
@@ -64,7 +64,7 @@ class Captured:
     def start(self, frame: Tensor) -> Tensor:
         self._frame.copy_(frame)
         self._key.replay()
-        return self._key_labels
+        return cast(Tensor, self._key_labels)
 
     def step(self, frame: Tensor, motion: Motion | None) -> tuple[Tensor, Tensor | None]:
         self._frame.copy_(frame)
@@ -80,7 +80,7 @@ class Captured:
         return labels, disagreement
 
     def _capture(self, function: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
-        """A graph of a function that gives labels, the new state and more; and all but the state."""
+        """A graph of a function that gives labels, the state and more; and all but the state."""
         current, aside = torch.cuda.current_stream(), torch.cuda.Stream()
         aside.wait_stream(current)
         with torch.cuda.stream(aside):

@@ -6,6 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 
@@ -81,6 +82,7 @@ def pipeline(
             try:
                 value = next(iterator)
             except StopIteration:
+                channels[0].put(_End(None))
                 return
             channels[0].put(_Item(value, (time.perf_counter() - start,)))
             del value  # or it lives on while the next one is made
@@ -90,8 +92,7 @@ def pipeline(
         while True:
             item = take()
             if isinstance(item, _End):
-                if item.error is not None:
-                    raise item.error
+                give(item)
                 return
             start = time.perf_counter()
             value = stage(item.value)
@@ -100,20 +101,13 @@ def pipeline(
 
     def thread(target: Callable[..., None], channel: Channel, *arguments: Any) -> threading.Thread:
         def run() -> None:
-            error = None
-            try:
-                target(*arguments)
-            except Closed:
-                return
-            except BaseException as e:  # raised in the caller's thread instead
-                error = e
-            try:
-                channel.put(_End(error))
-            except Closed:
-                pass
+            with suppress(Closed):
+                try:
+                    target(*arguments)
+                except BaseException as error:  # raised in the caller's thread instead
+                    channel.put(_End(error))
 
-        name = f"vsegops {getattr(target, '__name__', '')} {arguments}"
-        return threading.Thread(target=run, name=name, daemon=True)
+        return threading.Thread(target=run, name="vsegops pipeline", daemon=True)
 
     threads = [thread(supply, channels[0])]
     threads += [thread(work, channels[i + 1], i) for i in range(len(stages))]

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vsegops._checks import check_option, error
+from vsegops._checks import check_bool, check_option, error
 
 from ..base import ImageModel, Model, VideoModel
 from .frames import Frames, FrameSource, open_frames
@@ -50,7 +50,7 @@ class Segmented(NamedTuple):
         timing: of its stages.
     """
 
-    index: int
+    index: int  # type: ignore[assignment]
     labels: Tensor
     is_key: bool
     frame: Tensor
@@ -100,6 +100,8 @@ class VideoSegmenter:
         precision: `"float32"`, `"float16"` or `"bfloat16"`.
         device: None: the model's.
         queue: how many frames wait before each stage.
+        transcode: for models that use the codec's motion: make it on the way, of any source (see
+            `open_frames`).
 
     Attributes:
         model: the one in use.
@@ -133,6 +135,7 @@ class VideoSegmenter:
         precision: str = "float32",
         device: str | torch.device | None = None,
         queue: int = 2,
+        transcode: bool = False,
     ) -> None:
         if not isinstance(model, (ImageModel, VideoModel)):
             raise error("model", "an ImageModel or a VideoModel", model)
@@ -141,25 +144,25 @@ class VideoSegmenter:
         check_option("precision", precision, tuple(PRECISIONS))
         if isinstance(queue, bool) or not isinstance(queue, int) or queue < 1:
             raise error("queue", "a whole number from 1 on", queue)
+        check_bool("transcode", transcode)
         self._dtype, self._queue = PRECISIONS[precision], queue
+        self._transcode = transcode
         like = next(model.parameters())
         self._device = torch.device(device) if device is not None else like.device
         if self._device.type == "cuda" and self._device.index is None:
             self._device = torch.device("cuda", torch.cuda.current_device())
         if model.training or (like.dtype, like.device) != (self._dtype, self._device):
             model = copy.deepcopy(model).eval().to(self._device, self._dtype)
-        if self._device.type == "cuda":
-            model = model.to(memory_format=torch.channels_last)
+            if self._device.type == "cuda":
+                model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model = model
         if schedule == "auto":
-            schedule = model.schedule if isinstance(model, VideoModel) else PerFrame()
+            schedule = model.schedule if isinstance(model, VideoModel) else "frame"
         self.schedule = parse_schedule(schedule)
-        if isinstance(model, ImageModel):
+        if isinstance(model, VideoModel):
+            _check_disagreement(self.schedule, model)
+        else:
             self.schedule = PerFrame()
-        if self.schedule.disagreement is not None:
-            if type(model).disagreement is VideoModel.disagreement:
-                came = type(model).__name__
-                raise error("disagreement", "None with a model without an intra prediction", came)
         self.report = Report()
         self._networks = Networks(model, self.schedule.disagreement is not None)
 
@@ -171,7 +174,7 @@ class VideoSegmenter:
         return self.model.motion_stride
 
     def __call__(self, source: FrameSource) -> Generator[Segmented, None, None]:
-        frames = open_frames(source, motion_stride=self.motion_stride)
+        frames = open_frames(source, motion_stride=self.motion_stride, transcode=self._transcode)
         self.report = Report()
         return self._stream(frames, self.report)
 
@@ -184,7 +187,8 @@ class VideoSegmenter:
         with frames, closing(segment), closing(results):
             for index, (work, seconds) in enumerate(results):
                 labels, network, output = work.fetch()
-                timing = Timing(*seconds[:2], seconds[2] if network is None else network, output)
+                decode, prepared, run = seconds
+                timing = Timing(decode, prepared, run if network is None else network, output)
                 report.frames += 1
                 report.key_frames += work.is_key
                 report.skipped, report.problem = frames.skipped, frames.problem
@@ -192,3 +196,12 @@ class VideoSegmenter:
                 yield Segmented(index, labels, work.is_key, work.image, timing)
                 del work, labels
         report.skipped, report.problem = frames.skipped, frames.problem
+
+
+def _check_disagreement(schedule: Schedule, model: VideoModel) -> None:
+    """Complain before the first step does."""
+    if schedule.disagreement is None:
+        return
+    if type(model).disagreement is VideoModel.disagreement:
+        came = type(model).__name__
+        raise error("disagreement", "None, for the model makes no intra prediction", came)

@@ -83,8 +83,8 @@ class Prepare:
     def __call__(self, picture: Picture) -> Prepared:
         motion = None
         if self._uses_motion and picture.coded is not None:
-            flow, mask, residual = Motion.of(picture.coded)
-            motion = Motion(flow, mask, residual.to(self._dtype))
+            motion = Motion.of(picture.coded)
+            motion = motion._replace(residual=motion.residual.to(self._dtype))
         residual = self._residual(picture) if self._uses_residual else 0.0
         picture = picture._replace(coded=None)
         if self._stream is None:
@@ -103,8 +103,9 @@ class Prepare:
         return x.contiguous().pin_memory().to(self._device, non_blocking=True)
 
     def _residual(self, picture: Picture) -> float:
-        if picture.coded is not None:
-            return picture.coded.residual.abs().mean().item()
+        if self._uses_motion:  # without it the frame is a key frame anyway
+            coded = picture.coded
+            return 0.0 if coded is None else coded.residual.abs().mean().item()
         step = max(1, min(picture.image.shape[:2]) // ROWS)
         now = picture.image[::step, ::step].float()
         before, self._before = self._before, now
@@ -203,8 +204,7 @@ class Segment:
             if not picture.is_key and not picture.damaged:
                 raise CodecError(
                     f"{self._name}: expected a video with the codec's motion, which the model "
-                    "needs; convert it with vsegops.models.video.transcode first, or choose the "
-                    "schedule 'frame'"
+                    "needs; pass transcode=True, or choose the schedule 'frame'"
                 )
             return True
         if self._fresh:
