@@ -9,7 +9,6 @@ from torch import nn
 
 from .twnet import TWNet
 
-
 M = TypeVar("M", bound=nn.Module)
 
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ..video import engines
 from ..video.frames import open_frames
-from ..video.items import count_frames, read_labels
+from ..video.items import count_frames, open_for, read_labels
 from ..video.segmenter import Segmented, Timing, VideoSegmenter
 from . import FAILED, INTERRUPTED, UsageError
 from .progress import say, write_video
@@ -37,13 +37,9 @@ def by_items(
         if not Path(source).exists():
             raise UsageError(f"INPUT: expected files and folders with workers, got {source}")
     elsewhere = workers > 1 or arguments.engine == "ray"
-    segmenter = VideoSegmenter(
-        model,
-        arguments.schedule,
-        precision=arguments.precision,
-        device="cpu" if elsewhere else device,
-    )
-    job = engines.Job(model, segmenter.schedule, arguments.precision, arguments.threads)
+    asked = arguments.schedule, arguments.precision, arguments.threads, arguments.transcode
+    job = engines.Job(model, *asked)
+    segmenter = job.segmenter("cpu" if elsewhere else device)
     engine: engines.Engine
     if arguments.engine == "ray":
         engine = engines.Ray(job, device.partition(":")[0])
@@ -147,7 +143,7 @@ def _encode(
     stop: Callable[[], bool],
 ) -> None:
     """One video's outputs of its frames and its labels' files."""
-    with open_frames(source, motion_stride=segmenter.motion_stride) as frames:
+    with open_for(segmenter, source) as frames:
         labels = chain.from_iterable(map(read_labels, files))
 
         def results() -> Iterator[tuple[Segmented]]:

@@ -19,7 +19,7 @@ EXAMPLES = """examples:
   vsegops segment clip.mp4 -o out --labels png                 out/clip/000000.png, ...
   vsegops segment clip.mp4 -o out --labels png --overlay       and out/clip.mp4
   vsegops segment clip.mp4 -o both.mp4 --side-by-side swiftnet_resnet18
-  vsegops segment with-motion.mp4 -o out.mp4 --model twnet_resnet18 --option layer=2
+  vsegops segment clip.mp4 -o out.mp4 --model twnet_resnet18 --option layer=2 --transcode
   vsegops segment day1.mp4 day2.mp4 -o out --workers 4         cut at key frames, resumable
   vsegops segment *.mp4 -o out --engine ray                    on a cluster
 
@@ -44,6 +44,11 @@ def add(subparsers: Any) -> None:
         "--schedule",
         default="auto",
         help="every:N, codec, frame, adaptive, first; default: as in the model's paper",
+    )
+    what.add_argument(
+        "--transcode",
+        action="store_true",
+        help="make the codec's motion on the way, for models that need it (TWNet)",
     )
     what.add_argument("--precision", default="float32", choices=("float32", "float16", "bfloat16"))
     what.add_argument("--device", help="default: cuda where there is one, else cpu")
@@ -183,19 +188,25 @@ def _streamed(
     outputs: Callable[..., Any],
     stop: Callable[[], bool],
 ) -> int:
-    from ..video.frames import open_frames
+    from ..video.items import open_for
     from ..video.segmenter import VideoSegmenter
     from .progress import say, write_video
 
     segmenters = [
-        VideoSegmenter(x, arguments.schedule, precision=arguments.precision, device=device)
+        VideoSegmenter(
+            x,
+            arguments.schedule,
+            precision=arguments.precision,
+            device=device,
+            transcode=arguments.transcode,
+        )
         for x in models
     ]
     status = 0
     for source, files in targets.items():
         try:
             with ExitStack() as opened:
-                frames = [open_frames(source, motion_stride=x.motion_stride) for x in segmenters]
+                frames = [open_for(x, source) for x in segmenters]
                 results = [
                     opened.enter_context(closing(segmenter(each)))
                     for segmenter, each in zip(segmenters, frames, strict=True)

@@ -34,7 +34,7 @@ class Job:
     """What is done to every item; it can be sent to other processes and machines.
 
     Attributes:
-        model, schedule, precision: as for `VideoSegmenter`.
+        model, schedule, precision, transcode: as for `VideoSegmenter`.
         threads: of PyTorch, in each worker.
     """
 
@@ -42,11 +42,18 @@ class Job:
     schedule: str | Schedule
     precision: str
     threads: int
+    transcode: bool = False
 
     def segmenter(self, device: str) -> VideoSegmenter:
         """For this process, whose number of threads it sets."""
         torch.set_num_threads(self.threads)
-        return VideoSegmenter(self.model, self.schedule, precision=self.precision, device=device)
+        return VideoSegmenter(
+            self.model,
+            self.schedule,
+            precision=self.precision,
+            device=device,
+            transcode=self.transcode,
+        )
 
 
 class Engine(Protocol):

@@ -2,15 +2,16 @@
 
 A key frame depends on nothing before it. So what lies between two of them can be segmented by
 itself, and its labels are those of the whole video, bit for bit, on the same kind of device with
-the same number of threads. An item carries the compressed packets that it needs, copied into a small
-file of its own: it can be sent to another machine, and it is named by what is in it, so that work
-that was done once is found again.
+the same number of threads. An item carries the compressed packets that it needs, copied into a
+small file of its own: it can be sent to another machine, and it is named by what is in it, so that
+work that was done once is found again.
 
 A cut needs a picture at which decoding can begin too. With a key frame every l frames, an item
 starts at the first such frame from there on; the less than l pictures before it are decoded and
-dropped. What cannot be cut is one item: videos without a place to begin, folders of images, streams
-with damaged packets, and schedules whose key frames depend on what came before (`adaptive`,
-`first`), unless the model needs the codec's motion: then its key frames are always key frames.
+dropped. What cannot be cut is one item: videos without a place to begin, or with damaged packets,
+folders of images, motion that is made on the way (`transcode`), and schedules whose key frames
+depend on what came before (`adaptive`, `first`), unless the model needs the codec's motion: then
+the codec's key frames are ours, whatever the schedule.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 from torch import Tensor
 
-from .frames import Frames, Picture, open_frames
+from .frames import Frames, FrameSource, Picture, open_frames
 from .schedules import CodecKeys, PerFrame
 from .segmenter import Segmented, VideoSegmenter
 from .source import CodecError, open_video
@@ -103,6 +104,7 @@ def job_key(segmenter: VideoSegmenter, about: str = "") -> bytes:
         about,
         model.preprocess,
         segmenter.schedule,
+        makes_motion(segmenter),
         str(like.dtype),
         like.device.type,
     )
@@ -155,6 +157,8 @@ def whole(path: str | os.PathLike[str]) -> Item:
 
 def _places(path: Path, segmenter: VideoSegmenter, least: int) -> list[Cut]:
     schedule, interval = segmenter.schedule, None
+    if makes_motion(segmenter):
+        return []
     # The codec's key frames have no motion: where that is used they are ours, and counting to the
     # next one begins anew.
     if segmenter.motion_stride is None and not isinstance(schedule, CodecKeys):
@@ -165,7 +169,7 @@ def _places(path: Path, segmenter: VideoSegmenter, least: int) -> list[Cut]:
     with container:
         try:
             packets = [(_time(x), x.is_keyframe, x.is_corrupt) for x in _packets(container, stream)]
-        except av.FFmpegError:
+        except (av.FFmpegError, IndexError):  # damaged, or streams that come later
             return []
     times = [time for time, _, _ in packets]
     if any(time is None for time in times) or any(corrupt for _, _, corrupt in packets):
@@ -244,11 +248,23 @@ def _copied(stream: VideoStream, packets: Iterable[Packet]) -> bytes:
 # --- labels ---------------------------------------------------------------------------------------
 
 
+def makes_motion(segmenter: VideoSegmenter) -> bool:
+    """Whether it makes the codec's motion on the way."""
+    return segmenter._transcode and segmenter.motion_stride is not None
+
+
+def open_for(segmenter: VideoSegmenter, source: FrameSource) -> Frames:
+    """The frames that a segmenter sees."""
+    stride = segmenter.motion_stride
+    return open_frames(source, motion_stride=stride, transcode=makes_motion(segmenter))
+
+
 class _Part(Frames):
     """Some of the frames of something, and whether any of them is known to be damaged."""
 
     def __init__(self, frames: Frames, skip: int, count: int | None) -> None:
         super().__init__(frames.name, frames.rate, count)
+        self.motion_stride = frames.motion_stride
         self.all, self.damaged, self.delivered = frames, False, 0
         self._range = (skip, None if count is None else skip + count)
 
@@ -269,9 +285,7 @@ def segment_item(segmenter: VideoSegmenter, item: Item) -> bytes:
         Unsound: the item is part of a video, and not as its packets promised.
     """
     source = io.BytesIO(item.source) if isinstance(item.source, bytes) else item.source
-    frames = _Part(
-        open_frames(source, motion_stride=segmenter.motion_stride), item.skip, item.count
-    )
+    frames = _Part(open_for(segmenter, source), item.skip, item.count)
     with closing(segmenter(frames)) as results:
         content = _file_of(results)
     sound = frames.delivered == item.count and not (frames.damaged or frames.all.skipped)

@@ -139,8 +139,8 @@ def add_wheel(picture: Tensor, text: str = "") -> Tensor:
     wheel = _wheel(size)
     opacity = wheel[..., 3:].float() / 255
     corner.copy_(torch.lerp(corner.float(), wheel[..., :3].float(), opacity).round().byte())
-    if text:
-        pixels = min(max(size // 6, 9), 22)
+    pixels = min(max(size // 6, 9), 22)
+    if text and 2 * pixels <= size:
         letters = text_opacity(text, pixels)[:, :size]
         rows, columns = letters.shape
         at = corner[size - rows :, size - columns :]
