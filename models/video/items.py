@@ -233,9 +233,9 @@ def _items(path: Path, cuts: list[Cut]) -> Iterator[Item]:
 
 
 def _copied(stream: VideoStream, packets: Iterable[Packet]) -> bytes:
-    """Packets as a file of their own, not encoded anew."""
+    """Packets as a file of their own, not encoded anew; the same packets give the same file."""
     file = io.BytesIO()
-    with av.open(file, "w", format="matroska") as output:
+    with av.open(file, "w", format="matroska", options={"fflags": "+bitexact"}) as output:
         target = output.add_stream_from_template(stream)
         for packet in packets:
             copy = av.Packet(bytes(packet))
