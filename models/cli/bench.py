@@ -1,4 +1,4 @@
-"""`vsegops bench`: the tables of operators and of models, by the checkout's `bench/`."""
+"""`vsegops bench`: the tables of operators, models and videos, by the checkout's `bench/`."""
 
 from __future__ import annotations
 
@@ -17,14 +17,19 @@ EXAMPLES = """examples:
   vsegops bench operators --quick                  a look at all operators
   vsegops bench operators --operator flow_warp     one of them, with baselines
   vsegops bench models sfnet_df1 twnet_resnet18    frames per second of models
+  vsegops bench video twnet_resnet18               of whole videos, with decoding and writing
 """
-MODULES = {"operators": ["bench", "run"], "models": ["bench.models"]}
+MODULES = {
+    "operators": ["bench", "run"],
+    "models": ["bench.models"],
+    "video": ["bench.video"],
+}
 
 
 def add(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "bench",
-        help="measure operators and models",
+        help="measure operators, models and videos",
         description="Run the benchmarks of the source checkout; bench/README.md says what a number "
         "means.",
         epilog=EXAMPLES,

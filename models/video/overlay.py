@@ -58,12 +58,12 @@ def colour_picture(labels: Tensor, palette: Palette) -> Tensor:
 @lru_cache(maxsize=8)
 def _tables(palette: Palette, opacity: float) -> tuple[NDArray[Any], NDArray[Any]]:
     """What each value of a byte becomes, of labels uint8 `[256, 3]` and of channels `[256, 1]`."""
-    colours = np.zeros((256, 3), np.float32)
+    colours = np.zeros((256, 3))
     colours[: len(palette.colours)] = palette.colours
-    values = np.arange(256, dtype=np.float32)[:, None]
-    # Rounded down and up: their sum stays below 256.
-    dimmed = np.floor((1 - opacity) * values).astype(np.uint8)
-    return _pairs(np.floor(opacity * colours + 0.5).astype(np.uint8)), _pairs(dimmed)
+    values = np.arange(256)[:, None]
+    # One rounded up and the other down: their sum is at most 255, and less than 1 off.
+    painted = np.ceil(opacity * colours).astype(np.uint8)
+    return _pairs(painted), _pairs((values - opacity * values).astype(np.uint8))
 
 
 def _pairs(table: NDArray[Any]) -> NDArray[Any]:
