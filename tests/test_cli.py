@@ -24,6 +24,7 @@ import vsegops  # noqa: E402
 from vsegops.models import VideoSegmenter, cli, create_model, export, list_models  # noqa: E402
 from vsegops.models.cli import bench, outputs  # noqa: E402
 from vsegops.models.untrained import calibrate  # noqa: E402
+from vsegops.models.video import clips  # noqa: E402
 
 SIZE = (64, 96)
 MODEL = "gsvnet_swiftnet_resnet18"
@@ -236,7 +237,7 @@ def test_failures_are_one_line(
 # --- the others -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["segment", "info", "export", "bench"])
+@pytest.mark.parametrize("command", ["segment", "info", "export", "bench", "clip"])
 def test_help_has_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(command, "--help") == 0
     assert f"\n  vsegops {command} " in capsys.readouterr().out
@@ -246,6 +247,7 @@ def test_commands_are_found(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--help") == 0
     assert re.findall(r"^    (\w+) ", capsys.readouterr().out, re.MULTILINE) == [
         "bench",
+        "clip",
         "export",
         "info",
         "segment",
@@ -295,6 +297,14 @@ def test_bench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
     monkeypatch.setattr(bench, "checkout", lambda: None)
     assert run("bench", "models") == 1 and len(seen) == 2
     assert "part of the sources" in capsys.readouterr().err
+
+
+def test_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = encode(tmp_path / "source.mp4", frames=20, size=SIZE)
+    monkeypatch.setattr(clips, "demo_clip", lambda frames: clips.Clip(source, "a scene"))
+    assert run("clip", tmp_path / "clip.mp4", "--frames", 14) == 0
+    assert len(pictures(tmp_path / "clip.mp4")) == 14
+    assert run("clip", tmp_path / "clip.mp4", "--frames", 0) == 2
 
 
 def test_as_a_module() -> None:
