@@ -42,6 +42,7 @@ from vsegops.models.video import (  # noqa: E402
     transcode,
 )
 from vsegops.models.video import source as opening  # noqa: E402
+from vsegops.models.video.network import Captured, Eager  # noqa: E402
 from vsegops.models.video.pipeline import pipeline  # noqa: E402
 from vsegops.models.video.source import decode, open_video  # noqa: E402
 
@@ -295,6 +296,37 @@ def test_precision() -> None:
     model.num_classes = 300
     with pytest.raises(ValueError, match="model: expected at most 256 classes"):
         VideoSegmenter(model)
+
+
+def test_recorded_steps_are_those_of_the_model(tmp_path: Path) -> None:
+    """Two graphs over fixed memory, but for the recording: here the functions are called again."""
+
+    def record(function: Callable[[], Any]) -> Any:
+        for _ in range(4):  # warm-up and capture, of which nothing may remain
+            results = function()
+
+        def replay() -> None:
+            for kept, new in zip(results, function(), strict=True):
+                if kept is not None:
+                    kept.copy_(new)
+
+        return replay, results
+
+    motions = list(CodecReader(encode(tmp_path / "clip.mp4", frames=7, size=SIZE), stride=4))
+    for model, measured in ((Small(), False), (Following(), True), (Warping(), False)):
+        model.eval()
+        frames = [model.preprocess(f.image.permute(1, 2, 0)[None]) for f in motions]
+        with torch.no_grad():
+            captured = Captured(model, measured, frames[3], record)
+            eager = Eager(model, measured)
+            for i, frame in enumerate(frames):
+                if i in (0, 5) or isinstance(model, Small):
+                    assert torch.equal(captured.start(frame), eager.start(frame))
+                    continue
+                motion = Motion.of(motions[i]) if model.motion_stride else None
+                ours, theirs = captured.step(frame, motion), eager.step(frame, motion)
+                assert torch.equal(ours[0], theirs[0])
+                assert ours[1] == theirs[1] and (ours[1] is None) == (not measured)
 
 
 # -- sources ---------------------------------------------------------------------------------------
