@@ -1,7 +1,7 @@
 """Frames per second of whole videos: how much of a network's speed is left at the end.
 
-    python -m bench.video                             # three models; two minutes
-    python -m bench.video twnet_resnet18 --frames 96 --size 512 1024
+    python -m bench.video                             # three models; four minutes
+    python -m bench.video twnet_resnet18 --frames 240 --size 512 1024
 
 Each scope holds the one before it:
 
@@ -49,7 +49,7 @@ from .report import number, table
 from .timing import threads
 
 MODELS = ("sfnet_lite_stdc1", "gsvnet_swiftnet_resnet18", "twnet_resnet18")
-FRAMES, ROUNDS = 48, 5
+FRAMES, ROUNDS = 96, 3
 
 
 def clip(folder: Path, frames: int, size: Sequence[int]) -> Path:

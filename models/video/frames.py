@@ -21,7 +21,9 @@ from .source import CodecError, Source, decode, open_video, rgb_of
 from .transcode import recode
 
 #: Whatever `open_frames` takes.
-FrameSource: TypeAlias = "Source | Iterable[Tensor | np.ndarray[Any, Any] | Frame] | Frames"
+FrameSource: TypeAlias = (
+    "Source | Iterable[Tensor | np.ndarray[Any, Any] | Frame | Picture] | Frames"
+)
 
 IMAGE_SUFFIXES = frozenset(".bmp .jpeg .jpg .png .ppm .tif .tiff .webp".split())
 
@@ -89,7 +91,8 @@ def open_frames(
     Args:
         source: a video's path, URL or file object; a folder of images, in the order of the numbers
             in their names; an iterable of uint8 tensors or arrays `[H, W, 3]` or `[3, H, W]`, RGB,
-            or of `Frame` (a `CodecReader`); `Frames` are given back as they are.
+            or of `Frame` (a `CodecReader`) or `Picture` (part of `Frames`); `Frames` are given back
+            as they are.
         motion_stride: also read the codec's motion, at this stride (see `CodecReader`).
         transcode: the motion is that which an encoder finds on the way, the images are those that
             it keeps: as if `vsegops.models.video.transcode` had come before. For whatever has no
@@ -188,7 +191,10 @@ def _iterable(items: Iterable[Any]) -> Frames:
 
     def pictures() -> Iterator[Picture]:
         for item in items:
-            yield _coded(item) if isinstance(item, Frame) else Picture(_image(item))
+            if isinstance(item, Frame):
+                yield _coded(item)
+            else:
+                yield item if isinstance(item, Picture) else Picture(_image(item))
 
     frames._pictures = pictures()
     return frames

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeAlias, cast
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ..base import ImageModel, Model, Motion, VideoModel
+
+Recorder: TypeAlias = "Callable[[Callable[[], Any]], tuple[Callable[[], object], Any]]"
 
 #: Calls before a capture, in which libraries load, choose algorithms and allocate.
 WARM_UP = 3
@@ -46,57 +48,91 @@ class Eager:
 class Captured:
     """The same for frames of one size as two CUDA graphs, which cost the host next to nothing.
 
-    A graph reads and writes at fixed places: frame and motion are copied there, and each graph ends
-    by writing the state to where the step's begins. What is returned is overwritten by the next
-    call on the stream; so copy it, on that stream. Graphs are replayed on the current stream.
+    A graph reads and writes at fixed places: frame and motion are copied to theirs, and each graph
+    ends by writing the state to where the step's begins. What is returned is overwritten by the
+    next call; so copy it, on the same stream.
+
+    Args:
+        model, measured: as for `Eager`.
+        frame: one of the size. The step is recorded when the first one is called for.
+        record: makes the graphs (see `cuda_recorder`).
     """
 
-    def __init__(self, model: Model, measured: bool, frame: Tensor) -> None:
-        """Ready for frames like `frame`; the step is captured when the first one comes."""
+    def __init__(
+        self, model: Model, measured: bool, frame: Tensor, record: Recorder | None = None
+    ) -> None:
         start, self._step = functions(model, measured)
-        self._pool = torch.cuda.graph_pool_handle()
+        self._record = record or cuda_recorder()
         self._frame = torch.empty_like(frame).copy_(frame)
         self._motion: Motion | None = None
-        self._state: Any = ()
-        self._key, (self._key_labels,) = self._capture(lambda: start(self._frame))
-        self._next: torch.cuda.CUDAGraph | None = None
+        with torch.no_grad():
+            self._state = _copy(start(self._frame)[1])
+        self._key, (self._key_labels,) = self._recorded(lambda: start(self._frame))
+        self._next: Callable[[], object] | None = None
 
     def start(self, frame: Tensor) -> Tensor:
         self._frame.copy_(frame)
-        self._key.replay()
+        self._key()
         return cast(Tensor, self._key_labels)
 
     def step(self, frame: Tensor, motion: Motion | None) -> tuple[Tensor, Tensor | None]:
         self._frame.copy_(frame)
         if self._next is None:
-            self._motion = tree_map(torch.clone, motion)
-            self._next, self._next_results = self._capture(
+            self._motion = _copy(motion)
+            before = _copy(self._state)
+            self._next, self._results = self._recorded(
                 lambda: self._step(self._frame, self._state, self._motion)
             )
-        for kept, new in zip(self._motion or (), motion or (), strict=True):
-            kept.copy_(new)
-        self._next.replay()
-        labels, disagreement = self._next_results
+            _write(before, self._state)
+        _write(motion, self._motion)
+        self._next()
+        labels, disagreement = self._results
         return labels, disagreement
 
-    def _capture(self, function: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
-        """A graph of a function that gives labels, the state and more; and all but the state."""
+    def _recorded(self, function: Callable[[], Any]) -> tuple[Callable[[], object], Any]:
+        """Of a function that gives labels, the state and more: all but the state comes back."""
+
+        def whole() -> Any:
+            labels, state, *rest = function()
+            _write(state, self._state)
+            return labels, *rest
+
+        return self._record(whole)
+
+
+def _copy(values: Any) -> Any:
+    return tree_map_only(Tensor, torch.clone, values)
+
+
+def _write(source: Any, target: Any) -> None:
+    for new, kept in zip(tree_leaves(source), tree_leaves(target), strict=True):
+        if isinstance(new, Tensor):
+            kept.copy_(new)
+
+
+def cuda_recorder() -> Recorder:
+    """Records functions as CUDA graphs that share their memory, and so never run at once.
+
+    A recorder takes a function and gives what repeats it, and its results, which stay where they
+    are. The function is called a few times before.
+    """
+    pool = torch.cuda.graph_pool_handle()
+
+    def record(function: Callable[[], Any]) -> tuple[Callable[[], object], Any]:
         current, aside = torch.cuda.current_stream(), torch.cuda.Stream()
         aside.wait_stream(current)
         with torch.cuda.stream(aside):
             for _ in range(WARM_UP):
-                _, state, *_ = function()
-            if not tree_leaves(self._state):
-                self._state = tree_map(torch.clone, state)
+                function()
         current.wait_stream(aside)
         current.synchronize()
         graph = torch.cuda.CUDAGraph()
         # Other threads copy frames meanwhile: only calls of this thread are part of the capture.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            labels, state, *rest = function()
-            for kept, new in zip(tree_leaves(self._state), tree_leaves(state), strict=True):
-                kept.copy_(new)
-        return graph, (labels, *rest)
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            results = function()
+        return graph.replay, results
+
+    return record
 
 
 def functions(model: Model, measured: bool) -> tuple[Callable[..., Any], Callable[..., Any]]:

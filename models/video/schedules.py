@@ -16,6 +16,7 @@ class Facts(NamedTuple):
     """What is known about a frame that could go without being a key frame.
 
     Attributes:
+        index: counts the video's frames from 0.
         since: frames since the last key frame; 1 right after it.
         codec_key: the codec has coded it without reference to others; None if no codec is known.
         residual: the mean of what remains unexplained of the frame by the one before, in grey
@@ -24,6 +25,7 @@ class Facts(NamedTuple):
         drift: the sum of the residuals since the last key frame, this frame's included.
     """
 
+    index: int  # type: ignore[assignment]
     since: int
     codec_key: bool | None
     residual: float
@@ -51,7 +53,10 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Every(Schedule):
-    """A key frame, and `interval - 1` frames between it and the next one (GSVNet's l)."""
+    """Every `interval`-th frame, from the first (GSVNet's l).
+
+    Other key frames do not shift these: a video can be cut at multiples of the interval.
+    """
 
     interval: int
 
@@ -62,7 +67,7 @@ class Every(Schedule):
             raise error("interval", "1 or more", self.interval)
 
     def is_key(self, facts: Facts) -> bool:
-        return facts.since >= self.interval
+        return facts.index % self.interval == 0
 
 
 @dataclass(frozen=True)

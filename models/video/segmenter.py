@@ -173,8 +173,12 @@ class VideoSegmenter:
             return None
         return self.model.motion_stride
 
+    def open(self, source: FrameSource) -> Frames:
+        """The source as it is going to be read: its name, rate and length; call with it then."""
+        return open_frames(source, motion_stride=self.motion_stride, transcode=self._transcode)
+
     def __call__(self, source: FrameSource) -> Generator[Segmented, None, None]:
-        frames = open_frames(source, motion_stride=self.motion_stride, transcode=self._transcode)
+        frames = self.open(source)
         self.report = Report()
         return self._stream(frames, self.report)
 

@@ -148,7 +148,7 @@ class Segment:
         self._uses_motion = motion_stride is not None
         self._network: Network | None = None
         self._size, self._fresh = torch.Size(), True  # whether the network has no state
-        self._since, self._drift = 0, 0.0
+        self._index, self._since, self._drift = -1, 0, 0.0
         self._stream: torch.cuda.Stream | None = None
 
     @torch.no_grad()
@@ -183,6 +183,7 @@ class Segment:
         if self._network is None or size != self._size:
             self.close()
             self._network, self._size, self._fresh = self._networks.take(frame), size, True
+        self._index += 1
         self._since += 1
         self._drift += prepared.residual
         if not self._is_key(prepared):
@@ -209,7 +210,7 @@ class Segment:
             return True
         if self._fresh:
             return True
-        facts = Facts(self._since, picture.is_key, prepared.residual, self._drift)
+        facts = Facts(self._index, self._since, picture.is_key, prepared.residual, self._drift)
         return self._schedule.is_key(facts)
 
     def close(self) -> None:
