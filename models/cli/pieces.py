@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ..video import engines
 from ..video.frames import open_frames
-from ..video.items import count_frames, open_for, read_labels
+from ..video.items import count_frames, read_labels
 from ..video.segmenter import Segmented, Timing, VideoSegmenter
 from . import FAILED, INTERRUPTED, UsageError
 from .progress import say, write_video
@@ -143,7 +143,7 @@ def _encode(
     stop: Callable[[], bool],
 ) -> None:
     """One video's outputs of its frames and its labels' files."""
-    with open_for(segmenter, source) as frames:
+    with segmenter.open(source) as frames:
         labels = chain.from_iterable(map(read_labels, files))
 
         def results() -> Iterator[tuple[Segmented]]:

@@ -188,7 +188,6 @@ def _streamed(
     outputs: Callable[..., Any],
     stop: Callable[[], bool],
 ) -> int:
-    from ..video.items import open_for
     from ..video.segmenter import VideoSegmenter
     from .progress import say, write_video
 
@@ -206,7 +205,7 @@ def _streamed(
     for source, files in targets.items():
         try:
             with ExitStack() as opened:
-                frames = [open_for(x, source) for x in segmenters]
+                frames = [segmenter.open(source) for segmenter in segmenters]
                 results = [
                     opened.enter_context(closing(segmenter(each)))
                     for segmenter, each in zip(segmenters, frames, strict=True)

@@ -32,7 +32,6 @@ from ..untrained import calibrate
 from .clips import Clip, demo_clip
 from .codec import CodecError, CodecReader, Frame, transcode
 from .demo_output import frame_panels, save_picture
-from .frames import open_frames
 from .overlay import add_legend, add_mark, overlay
 from .palette import CITYSCAPES
 from .segmenter import Report, VideoSegmenter
@@ -252,7 +251,7 @@ def segment(path: Path, output: Path) -> Report:
     """The network of the paper on the same video: overlays with legend and marks of key frames."""
     torch.manual_seed(0)
     segmenter = VideoSegmenter(calibrate(create_model(NETWORK, layer=LAYER)))
-    frames = open_frames(path, motion_stride=segmenter.motion_stride)
+    frames = segmenter.open(path)
     with VideoWriter(output, frames.rate) as video, _bar(frames.length, "TWNet") as bar:
         for result in segmenter(frames):
             picture = overlay(result.frame, result.labels, CITYSCAPES)

@@ -35,8 +35,8 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 from torch import Tensor
 
-from .frames import Frames, FrameSource, Picture, open_frames
-from .schedules import CodecKeys, PerFrame
+from .frames import Frames, Picture
+from .schedules import CodecKeys, Every, PerFrame
 from .segmenter import Segmented, VideoSegmenter
 from .source import CodecError, open_video
 
@@ -159,12 +159,10 @@ def _places(path: Path, segmenter: VideoSegmenter, least: int) -> list[Cut]:
     schedule, interval = segmenter.schedule, None
     if makes_motion(segmenter):
         return []
-    # The codec's key frames have no motion: where that is used they are ours, and counting to the
-    # next one begins anew.
-    if segmenter.motion_stride is None and not isinstance(schedule, CodecKeys):
-        interval = 1 if isinstance(schedule, PerFrame) else getattr(schedule, "interval", None)
-        if interval is None:
-            return []
+    if isinstance(schedule, (Every, PerFrame)):
+        interval = schedule.interval if isinstance(schedule, Every) else 1
+    elif segmenter.motion_stride is None and not isinstance(schedule, CodecKeys):
+        return []  # with motion the codec's key frames, which have none, are ours in any case
     _, container, stream = open_video(path)
     with container:
         try:
@@ -253,12 +251,6 @@ def makes_motion(segmenter: VideoSegmenter) -> bool:
     return segmenter._transcode and segmenter.motion_stride is not None
 
 
-def open_for(segmenter: VideoSegmenter, source: FrameSource) -> Frames:
-    """The frames that a segmenter sees."""
-    stride = segmenter.motion_stride
-    return open_frames(source, motion_stride=stride, transcode=makes_motion(segmenter))
-
-
 class _Part(Frames):
     """Some of the frames of something, and whether any of them is known to be damaged."""
 
@@ -285,7 +277,7 @@ def segment_item(segmenter: VideoSegmenter, item: Item) -> bytes:
         Unsound: the item is part of a video, and not as its packets promised.
     """
     source = io.BytesIO(item.source) if isinstance(item.source, bytes) else item.source
-    frames = _Part(open_for(segmenter, source), item.skip, item.count)
+    frames = _Part(segmenter.open(source), item.skip, item.count)
     with closing(segmenter(frames)) as results:
         content = _file_of(results)
     sound = frames.delivered == item.count and not (frames.damaged or frames.all.skipped)
