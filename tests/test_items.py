@@ -294,7 +294,9 @@ class Killed(Processes):
         return future
 
 
-def test_a_process_that_dies_is_replaced(video: Path, tmp_path: Path, gsvnet: VideoSegmenter) -> None:
+def test_a_process_that_dies_is_replaced(
+    video: Path, tmp_path: Path, gsvnet: VideoSegmenter
+) -> None:
     engine = Killed(job(gsvnet), ["cpu"])
     try:
         outcome = Run(gsvnet, engine, tmp_path, least=8)([video])

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from itertools import chain
 from pathlib import Path
@@ -68,10 +67,18 @@ def by_items(
         print(f"vsegops: the same command goes on from {folder}", file=sys.stderr)
         return INTERRUPTED
     if not status and arguments.items is None:
-        shutil.rmtree(folder)
+        _remove(folder, {file for files in outcome.files.values() for file in files})
     elif status:
         print(f"vsegops: finished pieces are kept in {folder}", file=sys.stderr)
     return status
+
+
+def _remove(folder: Path, files: Iterable[Path]) -> None:
+    """Our files, and the folder if nothing else is in it."""
+    for file in files:
+        file.unlink(missing_ok=True)
+    if not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def _devices(device: str, workers: int) -> list[str]:
