@@ -659,8 +659,9 @@ def test_memory_does_not_grow(kind: str, count: int, tmp_path: Path) -> None:
     gc.collect()
     assert result.index == count - 1
     assert live_tensors() <= tensors + 20
-    # Kept frames would be 768 bytes each, labels 256, logits 320, and their objects more.
-    assert resident() - early < 1.5e6
+    # Kept frames would be 768 bytes each, labels 256, logits 320, and their objects more. What
+    # the threads' heaps keep for themselves wavers.
+    assert resident() - early < 4e6
 
 
 def write(path: Path, pictures: Iterable[Any]) -> None:
