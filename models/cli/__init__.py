@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import pkgutil
 import sys
 import warnings
@@ -59,6 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print(f"vsegops: {one_line(error)} (vsegops --help)", file=sys.stderr)
         return USAGE
+    except BrokenPipeError:  # who reads it wants no more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
     except (ImportError, OSError, RuntimeError, ValueError) as error:
         print(f"vsegops: {one_line(error)}", file=sys.stderr)
         return FAILED
