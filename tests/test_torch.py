@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import threading
 from contextlib import nullcontext
@@ -13,8 +12,10 @@ import pytest
 import torch
 import torch.fx.experimental._config
 from helpers import (
+    HAS_MALLINFO,
     OperatorCalls,
     Target,
+    allocated,
     assert_agrees,
     assert_close,
     cotangent_of,
@@ -416,27 +417,8 @@ def test_more_than_2_31_elements_work_or_raise(spec: OperatorSpec, target: Targe
 # --- memory ------------------------------------------------------------------------------------
 
 
-class MallInfo(ctypes.Structure):
-    """What glibc's `mallinfo2` gives."""
-
-    _fields_ = [
-        (name, ctypes.c_size_t)
-        for name in (
-            "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
-        )
-    ]
-
-
-def allocated() -> int:
-    """Bytes that this process has allocated and not freed."""
-    mallinfo2 = ctypes.CDLL(None).mallinfo2
-    mallinfo2.restype = MallInfo
-    found = mallinfo2()
-    return int(found.uordblks + found.hblkhd)
-
-
 @pytest.mark.only("cpu")
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="needs glibc 2.33")
+@pytest.mark.skipif(not HAS_MALLINFO, reason="needs glibc 2.33")
 def test_calls_leave_nothing_behind(spec: OperatorSpec, target: Target):
     """Neither tensors nor a few bytes: those too, between large ones, make the heap grow."""
     torch.set_num_threads(1)
