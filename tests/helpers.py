@@ -483,3 +483,26 @@ def nan_in_empty_tensors() -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
+
+
+#: Whether `allocated` can tell.
+HAS_MALLINFO = hasattr(ctypes.CDLL(None), "mallinfo2")
+
+
+class MallInfo(ctypes.Structure):
+    """What glibc's `mallinfo2` gives."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
+        )
+    ]
+
+
+def allocated() -> int:
+    """Bytes that this process has allocated and not freed."""
+    mallinfo2 = ctypes.CDLL(None).mallinfo2
+    mallinfo2.restype = MallInfo
+    found = mallinfo2()
+    return int(found.uordblks + found.hblkhd)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from contextlib import nullcontext
 from functools import partial
@@ -11,8 +12,10 @@ import pytest
 import torch
 import torch.fx.experimental._config
 from helpers import (
+    HAS_MALLINFO,
     OperatorCalls,
     Target,
+    allocated,
     assert_agrees,
     assert_close,
     cotangent_of,
@@ -409,3 +412,23 @@ def test_more_than_2_31_elements_work_or_raise(spec: OperatorSpec, target: Targe
         assert "2^31" in str(error) or "elements" in str(error), error
     else:
         assert torch.equal(output[-1:], spec.function(**one))
+
+
+# --- memory ------------------------------------------------------------------------------------
+
+
+@pytest.mark.only("cpu")
+@pytest.mark.skipif(not HAS_MALLINFO, reason="needs glibc 2.33")
+def test_calls_leave_nothing_behind(spec: OperatorSpec, target: Target):
+    """Neither tensors nor a few bytes: those too, between large ones, make the heap grow."""
+    torch.set_num_threads(1)
+    arguments, calls = first_case(spec, target), 50
+    growth = []
+    for _ in range(3):
+        gc.collect()
+        before = allocated()
+        for _ in range(calls):
+            spec.function(**arguments)
+        gc.collect()
+        growth.append((allocated() - before) / calls)
+    assert min(growth) < 8, f"{growth} bytes a call"
