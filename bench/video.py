@@ -41,8 +41,8 @@ from vsegops.models import VideoSegmenter, create_model, list_models
 from vsegops.models.untrained import calibrate
 from vsegops.models.video import open_frames, transcode
 from vsegops.models.video.clips import generate
-from vsegops.models.video.demo_output import VideoWriter
 from vsegops.models.video.stages import Networks, Prepare, Prepared, Segment
+from vsegops.models.video.writer import VideoWriter
 
 from .environment import ALLOCATOR, environment
 from .models import OUTPUT, SIZES
