@@ -2,7 +2,7 @@
 # Everything that only an NVIDIA GPU can say: builds the extension in place for the card that is
 # found, and runs the tests, compute-sanitizer and the benchmark on it.
 #
-#   tools/gpu_check.sh OUT [build|test|sanitize|bench ...]      (default: all four, in this order)
+#   tools/gpu_check.sh OUT [build|test|sanitize|bench|models ...]   (default: all, in this order)
 #
 # OUT gets a log for each part, test.xml, bench/, summary.txt and summary.json. The exit status is 0
 # if no part failed; a part that cannot run here (no compute-sanitizer, say) is skipped and says so.
@@ -19,7 +19,7 @@ mkdir -p "$1" || exit 2
 out=$(cd "$1" && pwd)
 shift
 parts=("$@")
-[ ${#parts[@]} -gt 0 ] || parts=(build test sanitize bench)
+[ ${#parts[@]} -gt 0 ] || parts=(build test sanitize bench models)
 cd "$(dirname "$0")/.." || exit 2
 python=${PYTHON:-python3}
 deadline=$((SECONDS + ${GPU_CHECK_SECONDS:-570}))
@@ -94,11 +94,17 @@ run_bench() {
   limit 240 "$python" -m bench run --device cuda --backend cuda triton --output "$out/bench"
 }
 
+run_models() {
+  # The package finds its models where an editable install would.
+  [ -e vsegops/models ] || ln -s ../models vsegops/models
+  limit 200 "$python" -m bench.models --device cuda --output "$out/bench"
+}
+
 failed=0
 results=()
 for part in "${parts[@]}"; do
   case $part in
-    build | test | sanitize | bench) ;;
+    build | test | sanitize | bench | models) ;;
     *)
       echo "no such part: $part" >&2
       exit 2
