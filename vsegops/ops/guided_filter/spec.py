@@ -24,16 +24,18 @@ from . import DELAYS_3X3, DELAYS_5X5, Offset, guided_filter, label_edges
 PUBLISHED: tuple[Offset, ...] = ((0, 0), *(d for d in DELAYS_3X3 if d != (0, 0)), None)
 
 
-@cache
 def delay_kernels(offsets: Sequence[Offset], dtype: torch.dtype, device: torch.device) -> Tensor:
     """[D, 1, 1, kh, kw]: kernels of a 3-D convolution that shift, odd in size and one-hot."""
     taps = [(0, 0) if offset is None else offset for offset in offsets]
     y, x = (max(abs(tap[axis]) for tap in taps) for axis in (0, 1))
-    kernels = torch.zeros(len(offsets), 1, 1, 2 * y + 1, 2 * x + 1, dtype=torch.float64)
-    for kernel, offset in zip(kernels, offsets, strict=True):
-        if offset is not None:
-            kernel[0, 0, y + offset[0], x + offset[1]] = 1
-    return kernels.to(device, dtype)
+    kernels = [
+        [[[[float((i, j) == offset) for j in range(-x, x + 1)] for i in range(-y, y + 1)]]]
+        for offset in offsets
+    ]
+    return torch.tensor(kernels, dtype=dtype, device=device)
+
+
+_kept_kernels = cache(delay_kernels)
 
 
 def eager_guided_filter(
@@ -52,7 +54,9 @@ def eager_guided_filter(
     the classes as depth, and a weighted sum over the copies."""
     if flow is not None:
         logits = eager_flow_warp(logits, flow, scale=scale, padding_mode=padding_mode)
-    kernels = delay_kernels(tuple(offsets), logits.dtype, logits.device)
+    # Made once, as a parameter is; a tracer's are of no use later.
+    make = delay_kernels if torch.compiler.is_compiling() else _kept_kernels
+    kernels = make(tuple(offsets), logits.dtype, logits.device)
     padding = (0, kernels.shape[3] // 2, kernels.shape[4] // 2)
     copies = F.conv3d(logits.unsqueeze(1), kernels, padding=padding)  # [N, D, C, H, W]
     candidates = torch.cat((copies, intra.unsqueeze(1)), 1)
