@@ -56,7 +56,7 @@ class TWNet(VideoModel):
     warped by the motion vectors of the compressed video (`flow_warp`), rectified with the help of
     the current frame (CFR) where the codec's residual says so (RGA), both in the second pass of the
     warp (`warp_correct`); only the first layers of the encoder, and those of the decoder behind
-    that layer, still run. Its operators are these two, and `upsample_argmax` in `labels`. No weights
+    that layer, still run. Its operators are these two; `labels` runs `upsample_argmax`. No weights
     were published.
 
     Of the modules, `keyframe` is the network for key frames, an `ImageModel` that is trained alone
