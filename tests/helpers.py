@@ -102,13 +102,14 @@ def differentiable(spec: OperatorSpec, arguments: Mapping[str, Any]) -> list[str
 
 
 def cases(
-    spec: OperatorSpec, target: Target, *, interpreted: bool = True
+    spec: OperatorSpec, target: Target, *, thorough: bool = True
 ) -> Iterator[tuple[str, Make]]:
-    """All cases; for Triton's interpreter without the large ones.
+    """All cases, for Triton's interpreter without the large ones.
 
-    `interpreted=False`: the interpreter, which takes minutes for all, runs representatives.
+    `thorough=False`: representatives, where kernels do not run on the processor they are made for,
+    which takes minutes for all.
     """
-    if target.interpreted and not interpreted:
+    if not thorough and (target.interpreted or target.backend == cuda_host.NAME):
         yield from representatives(spec, target)
         return
     for case in spec.cases:
