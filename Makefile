@@ -22,7 +22,7 @@ CXX_FILES := $(shell find csrc tests/cuda_host -name '*.h' -o -name '*.cpp' -o -
 help: ## what there is
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
-demo: $(STAMP)-demo ## predict the frames of a real video; writes demo-output/ (ARGS="--frames 24")
+demo: $(STAMP)-demo ## predict the frames of a real video, segment it; writes demo-output/ (ARGS="--frames 24")
 	$(PY) -m vsegops.models.video.demo $(ARGS)
 
 test: $(STAMP)-test ## run the tests (ARGS="-k warp"; ARGS="-n 0 --pdb" in one process)

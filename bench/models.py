@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 from vsegops.models import Model, VideoModel, create_model, list_models
+from vsegops.models.untrained import calibrate
 
 from .cases import first_line
 from .environment import ALLOCATOR, environment
@@ -59,29 +60,6 @@ PAPERS = {
 }
 INTERVAL = 4
 EFFORT = Effort(seconds=4.0, least=5, most=15, warmup=1)
-
-
-def calibrate(model: nn.Module, size: tuple[int, int] = (128, 128)) -> nn.Module:
-    """Random weights, with normalisations that fit: without, activations vanish or overflow.
-
-    Residual branches are weaker than their shortcuts: else roundings grow from block to block.
-    """
-    network = model.keyframe if hasattr(model, "keyframe") else model
-    norms = [x for x in model.modules() if isinstance(x, nn.BatchNorm2d)]
-    momenta = [x.momentum for x in norms]
-    for norm in norms:
-        norm.momentum = None  # the statistics of the one call below
-    for name, x in model.named_parameters():
-        if name.endswith(("bn2.weight", "bn3.weight")):
-            x.data.mul_(0.3)
-    like = next(model.parameters())
-    with torch.no_grad():
-        network.train()(torch.randn(2, 3, *size, dtype=like.dtype, device=like.device))
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    if hasattr(model, "begin_second_step"):  # heads and tails are the key frames'
-        model.begin_second_step()
-    return model.eval()
 
 
 def variants(name: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -174,10 +174,12 @@ class VideoModel(Model):
         stride: of the logits.
         motion_stride: at which the flow of `motion` is expected (`CodecReader(stride=...)`); None
             where motion is not used.
+        schedule: which frames are key frames, as published (see `video.parse_schedule`).
     """
 
     stride: int
     motion_stride: int | None = None
+    schedule: str = "first"
 
     def start(self, frame: Tensor) -> tuple[Tensor, Any]:
         """The first frame, or any that shall not depend on those before it (a key frame)."""
@@ -186,6 +188,13 @@ class VideoModel(Model):
     def step(self, frame: Tensor, state: Any, motion: Motion | None = None) -> tuple[Tensor, Any]:
         """The frame that follows the one that `state` came from."""
         raise NotImplementedError
+
+    def disagreement(self, logits: Tensor, state: Any) -> Tensor:
+        """Of a step's results: the share of pixels, a scalar, that it would label otherwise.
+
+        For models that look at the current frame alone as well (the intra prediction).
+        """
+        raise NotImplementedError(f"{type(self).__name__} makes no intra prediction")
 
     def forward(
         self, frame: Tensor, state: Any = None, motion: Motion | None = None

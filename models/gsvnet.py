@@ -42,8 +42,9 @@ class GSVNet(VideoModel):
     Paper: "GSVNet: Guided Spatially-Varying Convolution for Fast Semantic Segmentation on Video"
     (ICME 2021), tables 1 to 3 (Ours-SN-R18, Ours-BN-R18); with `flow_network="flownets"` figure 3
     (Ours-FlowNet). Everything but the key frames' network works at 1/8, on `H // 8` x `W // 8`
-    pixels; a key frame's logits are resized to that as well. `motion` is not used: a small network
-    estimates the flow. Its operators are `label_edges` and `guided_filter`, which warps on the way,
+    pixels; a key frame's logits are resized to that as well. A small network estimates the flow, or
+    (`flow_network="codec"`, not in the paper) the codec's motion vectors are the flow, where the
+    codec has some. Its operators are `label_edges` and `guided_filter`, which warps on the way,
     in `vsegops.nn.GuidedSpatiallyVaryingConv`; `labels` runs `upsample_argmax`.
 
     Published is one file for the propagation and another for the key frames' network. Either loads,
@@ -58,13 +59,15 @@ class GSVNet(VideoModel):
             ImageNet's normalisation.
         num_classes: channels of the logits.
         variant: of the filter, `"published"` or `"paper"`; see `GuidedSpatiallyVaryingConv`.
-        flow_network: `"light"`, or `"flownets"`, the ablation.
+        flow_network: `"light"`, `"flownets"` (the ablation), or `"codec"`: no network, `motion` is
+            used instead; a published file's network is then left out.
         keyframe_scale: key frames are reduced to this part of their size; not in training.
         keyframe_weights: a published file for the key frames' network, or None.
     """
 
     align_corners = True
     stride = 8
+    schedule = "every:4"
     separate_files = (("grm.", "flow."), ("keyframe.",))
 
     def __init__(
@@ -78,7 +81,7 @@ class GSVNet(VideoModel):
         keyframe_weights: str | os.PathLike[str] | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        check_option("flow_network", flow_network, tuple(FLOW_NETWORKS))
+        check_option("flow_network", flow_network, (*FLOW_NETWORKS, "codec"))
         if not 0 < keyframe_scale <= 1:
             raise error("keyframe_scale", "more than 0 and up to 1", keyframe_scale)
         if isinstance(keyframe, str):
@@ -89,10 +92,13 @@ class GSVNet(VideoModel):
         self.num_classes, self.keyframe_scale = num_classes, keyframe_scale
         self.preprocess, self._keyframe_order = _bgr(own), own.channels
         self.grm = GuidedSpatiallyVaryingConv(num_classes, variant, scale=SCALE)
-        self.flow = FLOW_NETWORKS[flow_network]()
+        by_codec = flow_network == "codec"
+        self.flow = None if by_codec else FLOW_NETWORKS[flow_network]()
+        self.motion_stride = 8 if by_codec else None
         self.keyframe = keyframe.eval().requires_grad_(False)
         unused = getattr(keyframe, "unused_prefixes", ())
         self.unused_prefixes = tuple(f"keyframe.{prefix}" for prefix in unused)
+        self.unused_prefixes += ("flow.",) if by_codec else ()
 
     def start(self, frame: Tensor) -> tuple[Tensor, State]:
         image = _eighth(frame)
@@ -110,9 +116,17 @@ class GSVNet(VideoModel):
     ) -> tuple[Tensor, State]:
         image = _eighth(frame)
         check_tensor("state.image", state.image, image.shape, like=image)
-        flow = _resize(self.flow(image, state.image), image.shape[2:])
+        if self.flow is None:
+            height, width = image.shape[2:]  # a border of less than 8 pixels has no cell here
+            flow = self.check_motion(frame, motion).flow[:, :, :height, :width] / SCALE
+        else:
+            flow = _resize(self.flow(image, state.image), image.shape[2:])
         logits = self.grm(state.logits, image, flow)
         return logits, State(logits, image)
+
+    def disagreement(self, logits: Tensor, state: State) -> Tensor:
+        intra: Tensor = self.grm.intra_net(state.image)
+        return (intra.argmax(1) != logits.argmax(1)).float().mean()
 
     def train(self, mode: bool = True) -> GSVNet:
         super().train(mode)

@@ -75,6 +75,7 @@ class TWNet(VideoModel):
 
     align_corners = False
     stride = 4
+    schedule = "codec"
 
     def __init__(
         self,

@@ -290,3 +290,26 @@ def test_models_are_measured(tmp_path: Path, monkeypatch, capsys) -> None:
     assert "layer=1" not in models.video_table(results)
     with pytest.raises(SystemExit, match="2"):
         models.main(["no_such_model"])
+
+
+def test_videos_are_measured_by_scope_and_by_stage(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("av", reason="PyAV is not installed")
+    from bench import video
+
+    names = ["sfnet_df1", "twnet_mobilenetv2"]
+    effort = ["--size", "64", "96", "--frames", "3", "--rounds", "1", "--device", "cpu"]
+    assert video.main([*names, *effort, "--output", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "video-cpu.json").read_text())
+    assert [(x["model"], x["keys"], x["frames"]) for x in found["models"]] == [
+        ("sfnet_df1", 3, 3),
+        ("twnet_mobilenetv2", 1, 3),
+    ]
+    for record in found["models"]:
+        assert record["ms"].keys() == {*video.SCOPES, *video.STAGES}
+        assert all(value > 0 for value in record["ms"].values())
+    text = capsys.readouterr().out
+    assert video.speed_table(found) in text and video.overlap_table(found) in text
+    with pytest.raises(SystemExit):
+        video.main(["nothing"])

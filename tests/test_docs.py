@@ -61,8 +61,9 @@ GUIDES = {
 
 
 @pytest.mark.parametrize("name", [name for name, blocks in GUIDES.items() if blocks])
-def test_guides(name):
+def test_guides(name, tmp_path, monkeypatch):
     """The blocks of a page run one after the other, and its assertions hold."""
+    monkeypatch.chdir(tmp_path)
     namespace = {"__name__": name}
     for block in GUIDES[name]:
         exec(compile(block, name, "exec"), namespace)

@@ -13,8 +13,8 @@ from helpers import assert_close
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from bench.models import calibrate
 from vsegops.models import Model, VideoModel, create_model, export_onnx, list_models
+from vsegops.models.untrained import calibrate
 
 #: The same modules as others in the list, only more of them.
 LARGER = {"sfnet_resnet101", "sfnet_lite_resnet101", "sfnet_lite_stdc2", "sfnet_stdc2"}

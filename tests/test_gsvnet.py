@@ -16,7 +16,7 @@ from helpers import OperatorCalls, assert_close
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vsegops.models import create_model, load_upstream, summary
+from vsegops.models import Motion, create_model, load_upstream, summary
 from vsegops.models.flow_networks import FlowLight, FlowNetS
 from vsegops.models.gsvnet import GSVNet, State
 
@@ -206,6 +206,28 @@ def test_flownets():
             network(video[1, ..., :4, :], video[0, ..., :4, :])
 
 
+def test_the_codecs_motion_takes_the_place_of_the_flow_network():
+    """In units of 8 pixels; a border that makes no whole cell is left out."""
+    model = GSVNet(TinyNetwork(), flow_network="codec").eval()
+    network = GSVNet(TinyNetwork()).eval()
+    network.load_state_dict(model.state_dict(), strict=False)
+    assert (model.motion_stride, network.motion_stride, model.flow) == (8, None, None)
+    video = frames(2, 1, 43, 49)
+    flow = fill.features("flow", 1, 2, 6, 7, bound=1.5)
+    motion = Motion(flow, torch.ones(1, 6, 7, dtype=torch.bool), torch.zeros_like(video[0]))
+    network.flow.forward = lambda image, before: 4 * flow[:, :, :5, :6]  # quarters of a pixel
+    with torch.no_grad():
+        _, state = model.start(video[0])
+        logits, _ = model.step(video[1], state, motion)
+        assert torch.equal(logits, network.step(video[1], state)[0])
+        assert not torch.equal(logits, model.step(video[1], state, motion._replace(flow=-flow))[0])
+    with pytest.raises(ValueError, match="motion: expected a Motion"):
+        model.step(video[1], state)
+    content, _ = files(network)
+    loaded = load_upstream(model, content)
+    assert loaded.unused and all(name.startswith("flow.") for name in loaded.unused)
+
+
 def test_keyframes_are_reduced_and_reordered():
     seen = []
     model = gsvnet(keyframe_scale=0.5)
@@ -232,7 +254,7 @@ def test_what_cannot_work_is_refused():
         model.start(frame[..., :7])
     with pytest.raises(ValueError, match=r"state.image: expected a \[1, 3, 4, 12\] tensor"):
         model.step(frame[..., :32, :], model.start(frame)[1])
-    with pytest.raises(ValueError, match="flow_network: expected 'light' or 'flownets'"):
+    with pytest.raises(ValueError, match="flow_network: expected 'light' or 'flownets' or 'codec'"):
         GSVNet(TinyNetwork(), flow_network="fast")
     with pytest.raises(ValueError, match="keyframe_scale: expected more than 0 and up to 1"):
         GSVNet(TinyNetwork(), keyframe_scale=1.5)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import threading
 from contextlib import nullcontext
 from functools import partial
@@ -409,3 +411,42 @@ def test_more_than_2_31_elements_work_or_raise(spec: OperatorSpec, target: Targe
         assert "2^31" in str(error) or "elements" in str(error), error
     else:
         assert torch.equal(output[-1:], spec.function(**one))
+
+
+# --- memory ------------------------------------------------------------------------------------
+
+
+class MallInfo(ctypes.Structure):
+    """What glibc's `mallinfo2` gives."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
+        )
+    ]
+
+
+def allocated() -> int:
+    """Bytes that this process has allocated and not freed."""
+    mallinfo2 = ctypes.CDLL(None).mallinfo2
+    mallinfo2.restype = MallInfo
+    found = mallinfo2()
+    return int(found.uordblks + found.hblkhd)
+
+
+@pytest.mark.only("cpu")
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="needs glibc 2.33")
+def test_calls_leave_nothing_behind(spec: OperatorSpec, target: Target):
+    """Neither tensors nor a few bytes: those too, between large ones, make the heap grow."""
+    torch.set_num_threads(1)
+    arguments, calls = first_case(spec, target), 50
+    growth = []
+    for _ in range(3):
+        gc.collect()
+        before = allocated()
+        for _ in range(calls):
+            spec.function(**arguments)
+        gc.collect()
+        growth.append((allocated() - before) / calls)
+    assert min(growth) < 8, f"{growth} bytes a call"

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "binding.h"
+#include "option.h"
 #include "sampling.h"
 
 namespace vsegops {

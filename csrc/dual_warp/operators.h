@@ -102,7 +102,7 @@ inline Tensor gated_dual_warp(const Tensor& high, const Tensor& low, const Tenso
                               const Tensor& low_flow, const Tensor& gate, double high_scale_x,
                               double high_scale_y, bool high_semantic, double low_scale_x,
                               double low_scale_y, bool low_semantic, bool align_corners,
-                              const std::string& padding_mode) {
+                              const Option& padding_mode) {
   const Options options{{high_scale_x, high_scale_y, high_semantic},
                         {low_scale_x, low_scale_y, low_semantic},
                         align_corners,
@@ -123,7 +123,7 @@ inline std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gated_dual_warp_backwa
     const Tensor& grad, const Tensor& high, const Tensor& low, const Tensor& high_flow,
     const Tensor& low_flow, const Tensor& gate, double high_scale_x, double high_scale_y,
     bool high_semantic, double low_scale_x, double low_scale_y, bool low_semantic,
-    bool align_corners, const std::string& padding_mode, int64_t wanted) {
+    bool align_corners, const Option& padding_mode, int64_t wanted) {
   const Options options{{high_scale_x, high_scale_y, high_semantic},
                         {low_scale_x, low_scale_y, low_semantic},
                         align_corners,

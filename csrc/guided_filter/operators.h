@@ -115,8 +115,8 @@ Call<T, F, Flow> call_of(const Arguments& given, const Options& o, const Tensor&
 
 inline Tensor guided_filter(const Tensor& logits, const Tensor& intra, const Tensor& guide,
                             const std::optional<Tensor>& flow, const std::vector<int64_t>& offsets,
-                            const std::string& normalize, double eps, double scale_x,
-                            double scale_y, bool semantic, const std::string& padding_mode) {
+                            const Option& normalize, double eps, double scale_x, double scale_y,
+                            bool semantic, const Option& padding_mode) {
   const Options options{offsets, normalize, eps, {scale_x, scale_y, semantic, padding_mode}};
   const Arguments given(logits, flow);
   const Tensor blended = given.matching("intra", intra, logits.size(1));
@@ -137,9 +137,9 @@ inline Tensor guided_filter(const Tensor& logits, const Tensor& intra, const Ten
 
 inline std::tuple<Tensor, Tensor, Tensor, Tensor> guided_filter_backward(
     const Tensor& grad, const Tensor& logits, const Tensor& intra, const Tensor& guide,
-    const std::optional<Tensor>& flow, const std::vector<int64_t>& offsets,
-    const std::string& normalize, double eps, double scale_x, double scale_y, bool semantic,
-    const std::string& padding_mode, int64_t wanted) {
+    const std::optional<Tensor>& flow, const std::vector<int64_t>& offsets, const Option& normalize,
+    double eps, double scale_x, double scale_y, bool semantic, const Option& padding_mode,
+    int64_t wanted) {
   const Options options{offsets, normalize, eps, {scale_x, scale_y, semantic, padding_mode}};
   const Arguments given(logits, flow);
   const int64_t classes = logits.size(1), channels = guide_channels(options);
@@ -186,8 +186,8 @@ inline std::tuple<Tensor, Tensor, Tensor, Tensor> guided_filter_backward(
 }
 
 inline Tensor label_edges(const Tensor& logits, const std::optional<Tensor>& flow, double scale_x,
-                          double scale_y, bool semantic, const std::string& padding_mode,
-                          const std::string& response) {
+                          double scale_y, bool semantic, const Option& padding_mode,
+                          const Option& response) {
   STD_TORCH_CHECK(response == "binary" || response == "sigmoid", "response: ", response);
   const Arguments given(logits, flow);
   const Tensor out = given.empty(1);

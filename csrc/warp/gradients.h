@@ -2,16 +2,16 @@
 // has them, and is compiled into the same library.
 #pragma once
 
-#include <string>
 #include <tuple>
 
 #include "../common/binding.h"
+#include "../common/option.h"
 
 namespace vsegops::warp {
 
 __attribute__((visibility("hidden"))) std::tuple<Tensor, Tensor> flow_warp_backward(
     const Tensor& grad, const Tensor& input, const Tensor& flow, double scale_x, double scale_y,
-    bool semantic, bool align_corners, const std::string& mode, const std::string& padding_mode,
+    bool semantic, bool align_corners, const Option& mode, const Option& padding_mode,
     int64_t wanted);
 
 }  // namespace vsegops::warp

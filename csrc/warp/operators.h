@@ -118,25 +118,24 @@ inline std::tuple<Tensor, Tensor, Tensor, Tensor> run_backward(
 }
 
 inline Tensor flow_warp(const Tensor& input, const Tensor& flow, double scale_x, double scale_y,
-                        bool semantic, bool align_corners, const std::string& mode,
-                        const std::string& padding_mode) {
+                        bool semantic, bool align_corners, const Option& mode,
+                        const Option& padding_mode) {
   return run_forward(input, flow, std::nullopt, std::nullopt,
                      {scale_x, scale_y, semantic, align_corners, mode, padding_mode});
 }
 
 inline Tensor warp_correct(const Tensor& previous, const Tensor& flow, const Tensor& correction,
                            const std::optional<Tensor>& attention, double scale_x, double scale_y,
-                           bool semantic, bool align_corners, const std::string& mode,
-                           const std::string& padding_mode) {
+                           bool semantic, bool align_corners, const Option& mode,
+                           const Option& padding_mode) {
   return run_forward(previous, flow, correction, attention,
                      {scale_x, scale_y, semantic, align_corners, mode, padding_mode});
 }
 
 std::tuple<Tensor, Tensor> flow_warp_backward(const Tensor& grad, const Tensor& input,
                                               const Tensor& flow, double scale_x, double scale_y,
-                                              bool semantic, bool align_corners,
-                                              const std::string& mode,
-                                              const std::string& padding_mode, int64_t wanted) {
+                                              bool semantic, bool align_corners, const Option& mode,
+                                              const Option& padding_mode, int64_t wanted) {
   const auto [d_input, d_flow, d_correction, d_attention] =
       run_backward(grad, input, flow, std::nullopt, std::nullopt,
                    {scale_x, scale_y, semantic, align_corners, mode, padding_mode}, wanted);
@@ -146,7 +145,7 @@ std::tuple<Tensor, Tensor> flow_warp_backward(const Tensor& grad, const Tensor& 
 inline std::tuple<Tensor, Tensor, Tensor, Tensor> warp_correct_backward(
     const Tensor& grad, const Tensor& previous, const Tensor& flow, const Tensor& correction,
     const Tensor& attention, double scale_x, double scale_y, bool semantic, bool align_corners,
-    const std::string& mode, const std::string& padding_mode, int64_t wanted) {
+    const Option& mode, const Option& padding_mode, int64_t wanted) {
   return run_backward(grad, previous, flow, correction, attention,
                       {scale_x, scale_y, semantic, align_corners, mode, padding_mode}, wanted);
 }

@@ -23,7 +23,7 @@ What can be trusted, and what cannot:
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
@@ -40,7 +40,7 @@ from torch import Tensor
 import vsegops
 
 from . import h264
-from .source import CodecError, Source, decode, open_video
+from .source import CodecError, Source, decode, open_video, rgb_of
 from .transcode import transcode
 
 __all__ = ["CodecError", "CodecReader", "Frame", "rasterize", "transcode"]
@@ -170,6 +170,46 @@ class Frame:
         return self.image.float() - self.prediction
 
 
+def motion_frames(
+    pictures: Iterable[tuple[av.VideoFrame, bool]], stride: int
+) -> Generator[Frame, None, None]:
+    """Frames with their motion, of what a decoder gives that exports its vectors.
+
+    Args:
+        pictures: each with whether nothing was lost just before it.
+        stride: of the motion.
+    """
+    previous: Tensor | None = None
+    intact = False  # since a key frame
+    for index, (picture, whole) in enumerate(pictures):
+        if previous is not None and previous.shape[1:] != (picture.height, picture.width):
+            previous, intact = None, False
+        data = picture.side_data.get("MOTION_VECTORS")
+        vectors = data.to_ndarray() if data is not None else None
+        is_key = picture.pict_type == PictureType.I
+        # Vectors in a key frame are the decoder's own: it concealed something with them.
+        whole = whole and not picture.is_corrupt and not (is_key and vectors is not None)
+        intact = whole and (intact or is_key)
+        if is_key or not intact:
+            vectors = None
+        flow, mask = rasterize(vectors, picture.height, picture.width, stride=stride)
+        image = rgb_of(picture).permute(2, 0, 1)
+        yield Frame(
+            index=index,
+            pts=picture.pts,
+            time=picture.time,
+            image=image,
+            luma=_luma(picture),
+            is_key=is_key,
+            damaged=not intact,
+            flow=flow,
+            mask=mask,
+            previous=None if is_key else previous,
+            _vectors=vectors,
+        )
+        previous = image
+
+
 class CodecReader:
     """The frames of a video with their motion, one pass from the first to the last.
 
@@ -181,16 +221,21 @@ class CodecReader:
             reading bytes.
         stride: of `flow` and `mask` (see `rasterize`).
         options: for the demuxer, by FFmpeg's names, e.g. `{"rtsp_transport": "tcp"}`.
+        any_size: let the frames' size change in mid-stream. What is not a key frame then counts as
+            damaged until one comes.
+        on_loss: called with a message for whatever is skipped.
 
     Attributes:
+        name: the source's, for messages.
         codec: FFmpeg's name of the codec.
-        height, width: of the frames, in pixels.
+        height, width: of the frames, in pixels; with `any_size`, of the last one.
         rate: frames per second, None if the container does not tell.
         length: the number of frames that the container announces, None if it does not.
 
     Raises:
         CodecError: at once: no video in it, a codec without motion vectors, several reference
-            frames. While iterating: a B-frame, interlaced video, a change of the frame's size.
+            frames. While iterating: a B-frame, interlaced video, a change of the frame's size
+            without `any_size`.
         FileNotFoundError: there is no such file.
 
     Example:
@@ -200,11 +245,17 @@ class CodecReader:
     """
 
     def __init__(
-        self, source: Source, *, stride: int = 1, options: Mapping[str, str] | None = None
+        self,
+        source: Source,
+        *,
+        stride: int = 1,
+        options: Mapping[str, str] | None = None,
+        any_size: bool = False,
+        on_loss: Callable[[str], object] | None = None,
     ) -> None:
         rasterize(None, 1, 1, stride=stride)  # complain about the stride now, not at frame 0
-        self._stride = stride
-        self._name, self._container, self._stream = open_video(source, options)
+        self._any_size, self._on_loss = any_size, on_loss
+        self.name, self._container, self._stream = open_video(source, options)
         try:
             self._check()
         except CodecError:
@@ -218,62 +269,40 @@ class CodecReader:
         self.width: int = context.width
         self.rate: Fraction | None = self._stream.average_rate
         self.length: int | None = self._stream.frames or None
-        self._frames = self._read()
+        self._frames = motion_frames(self._pictures(), stride)
 
     def _check(self) -> None:
         context = self._stream.codec_context
         remedy = "convert it with vsegops.models.video.transcode first"
         if context.name not in MOTION_CODECS:
             raise CodecError(
-                f"{self._name}: the decoder of {context.name!r} exports no motion vectors; {remedy}"
+                f"{self.name}: the decoder of {context.name!r} exports no motion vectors; {remedy}"
             )
         if context.name == "h264":
             count = h264.reference_frames(context.extradata)
             if count is None:
                 raise CodecError(
-                    f"{self._name}: cannot tell how many reference frames this H.264 stream has, "
+                    f"{self.name}: cannot tell how many reference frames this H.264 stream has, "
                     f"for lack of a sequence parameter set; {remedy}"
                 )
             if count > 1:
                 raise CodecError(
-                    f"{self._name}: its frames may refer to any of {count} earlier frames, and the "
+                    f"{self.name}: its frames may refer to any of {count} earlier frames, and the "
                     f"vectors do not tell to which; expected 1 reference frame; {remedy}"
                 )
 
-    def _read(self) -> Generator[Frame, None, None]:
-        previous: Tensor | None = None
-        intact = False  # since a key frame
-        for index, (picture, whole) in enumerate(decode(self._name, self._container, self._stream)):
+    def _pictures(self) -> Iterator[tuple[av.VideoFrame, bool]]:
+        pictures = decode(self.name, self._container, self._stream, self._on_loss)
+        for index, (picture, whole) in enumerate(pictures):
             self._check_picture(index, picture)
-            data = picture.side_data.get("MOTION_VECTORS")
-            vectors = data.to_ndarray() if data is not None else None
-            is_key = picture.pict_type == PictureType.I
-            # Vectors in a key frame are the decoder's own: it concealed something with them.
-            whole = whole and not picture.is_corrupt and not (is_key and vectors is not None)
-            intact = whole and (intact or is_key)
-            if is_key or not intact:
-                vectors = None
-            flow, mask = rasterize(vectors, self.height, self.width, stride=self._stride)
-            image = torch.from_numpy(picture.to_ndarray(format="rgb24")).permute(2, 0, 1)
-            yield Frame(
-                index=index,
-                pts=picture.pts,
-                time=picture.time,
-                image=image,
-                luma=_luma(picture),
-                is_key=is_key,
-                damaged=not intact,
-                flow=flow,
-                mask=mask,
-                previous=None if is_key else previous,
-                _vectors=vectors,
-            )
-            previous = image
+            self.height, self.width = picture.height, picture.width
+            yield picture, whole
 
     def _check_picture(self, index: int, picture: av.VideoFrame) -> None:
-        where = f"{self._name}, frame {index}"
+        where = f"{self.name}, frame {index}"
         remedy = "convert the video with vsegops.models.video.transcode first"
-        if (picture.height, picture.width) != (self.height, self.width):
+        same = (picture.height, picture.width) == (self.height, self.width)
+        if not same and not self._any_size:
             raise CodecError(
                 f"{where}: the size changes from {self.width}x{self.height} to "
                 f"{picture.width}x{picture.height}; expected one size throughout; {remedy}"

@@ -3,7 +3,8 @@
 A clip is converted to MPEG-4 with a key frame every 12 frames. Each other frame is then rebuilt
 from its predecessor: `vsegops.flow_warp` along the codec's motion vectors predicts it, and
 `vsegops.warp_correct` adds the residual in the same pass, which gives the frame exactly. A network
-does the same with features instead of pixels, and learns the residual.
+does the same with features instead of pixels, and learns the residual: TWNet, which segments the
+clip at the end.
 """
 
 from __future__ import annotations
@@ -26,12 +27,19 @@ from tqdm import tqdm
 
 import vsegops
 
+from ..registry import create_model
+from ..untrained import calibrate
 from .clips import Clip, demo_clip
 from .codec import CodecError, CodecReader, Frame, transcode
-from .demo_output import VideoWriter, frame_panels, save_picture
+from .demo_output import frame_panels, save_picture
+from .overlay import add_legend, add_mark, overlay
+from .palette import CITYSCAPES
+from .segmenter import Report, VideoSegmenter
+from .writer import VideoWriter
 
 TIMED_FRAMES = 8
 TIMED_ROUNDS = 5
+NETWORK, LAYER = "twnet_mobilenetv2", 2
 AGREEMENT = 0.05  # of 255; grid_sample's float32 coordinates alone cost some 0.006
 
 
@@ -190,6 +198,7 @@ def run(clip: Clip, frames: int, output: Path, call: Caller) -> Quality:
             transcode(clip.path, path, frames=frames, progress=lambda done, total: bar.update())
         with CodecReader(path) as reader:
             quality, best, samples = _stream(reader, output, call)
+        report = segment(path, output / "segmented.mp4")
     _print_quality(quality)
     _print_times(time_backends(samples))
     at = best_of(quality)
@@ -200,7 +209,9 @@ def run(clip: Clip, frames: int, output: Path, call: Caller) -> Quality:
         still=quality.still[at],
         warped=quality.bilinear[at],
     )
-    print(f"\nWritten: {output / 'prediction.png'}, {output / 'prediction.mp4'}")
+    _print_report(report)
+    names = ("prediction.png", "prediction.mp4", "segmented.mp4")
+    print("\nWritten:", ", ".join(str(output / name) for name in names))
     return quality
 
 
@@ -234,6 +245,27 @@ def _stream(
     if best is None:
         raise CodecError("the clip holds no predicted frame; ask for at least 2 frames")
     return quality, best, samples
+
+
+def segment(path: Path, output: Path) -> Report:
+    """The network of the paper on the same video: overlays with legend and marks of key frames."""
+    torch.manual_seed(0)
+    segmenter = VideoSegmenter(calibrate(create_model(NETWORK, layer=LAYER)))
+    frames = segmenter.open(path)
+    with VideoWriter(output, frames.rate) as video, _bar(frames.length, "TWNet") as bar:
+        for result in segmenter(frames):
+            picture = overlay(result.frame, result.labels, CITYSCAPES)
+            add_legend(picture, result.labels, CITYSCAPES)
+            video.write(add_mark(picture, result.index, result.is_key))
+            bar.update()
+    return segmenter.report
+
+
+def _print_report(report: Report) -> None:
+    print(f"\nSegmented by {NETWORK}, layer {LAYER}: {report.frames} frames, of them")
+    print(f"  {report.key_frames} key frames, decoded, segmented and written", end=" ")
+    print(f"at {report.frames / report.seconds:.1f} frames a second")
+    print("  The network is untrained: colours show where labels are the same, not what is there.")
 
 
 def _print_quality(quality: Quality) -> None:

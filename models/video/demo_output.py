@@ -1,20 +1,17 @@
-"""What the demo writes: a picture of one frame's prediction, and a video of all of them."""
+"""What the demo draws: a picture of one frame's prediction, and those of the video of all."""
 
 from __future__ import annotations
 
-from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
-import av
 import torch
 import torch.nn.functional as F
-from av.video.stream import VideoStream
 from torch import Tensor
 
 from .codec import Frame
 from .pictures import (
+    add_wheel,
     annotate,
     flow_picture,
     image_picture,
@@ -28,41 +25,6 @@ if TYPE_CHECKING:
 
 GAIN = 4.0  # of residuals, in pictures
 VIDEO_LARGEST = 6.0  # pixels per frame at full saturation; one scale for the whole video
-
-
-class VideoWriter:
-    """Writes uint8 pictures `[H, W, 3]` of one size as a video; H.264 where PyAV has an encoder."""
-
-    def __init__(self, path: Path, rate: Fraction | None) -> None:
-        name = "libx264" if "libx264" in av.codecs_available else "mpeg4"
-        options = (
-            {"crf": "20", "preset": "fast"} if name == "libx264" else {"qmin": "3", "qmax": "5"}
-        )
-        self._container = av.open(str(path), "w")
-        stream = self._container.add_stream(name, rate=rate or 25, options=options)
-        self._stream = cast(VideoStream, stream)
-        self._stream.pix_fmt = "yuv420p"
-        self._empty = True
-
-    def write(self, picture: Tensor) -> None:
-        frame = av.VideoFrame.from_ndarray(picture.contiguous().numpy(), format="rgb24")
-        if self._empty:
-            self._stream.width, self._stream.height = frame.width, frame.height
-            self._empty = False
-        self._container.mux(self._stream.encode(frame))
-
-    def __enter__(self) -> VideoWriter:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if not self._empty:
-            self._container.mux(self._stream.encode())
-        self._container.close()
 
 
 def frame_panels(frame: Frame, corrected: Tensor, figure: float | None) -> Tensor:
@@ -87,7 +49,7 @@ def frame_panels(frame: Frame, corrected: Tensor, figure: float | None) -> Tenso
         flow, mask = frame.flow[:, :rows:2, :columns:2], frame.mask[:rows:2, :columns:2]
         pictures = [
             image_picture(rebuilt),
-            flow_picture(-flow, mask, largest=VIDEO_LARGEST),
+            add_wheel(flow_picture(-flow, mask, largest=VIDEO_LARGEST), f"{VIDEO_LARGEST:.0f} px"),
             image_picture(warped),
             residual_picture(rest, gain=GAIN),
         ]

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+import torch.nn.functional as F
 from torch import Tensor
 
 #: What was coded without motion: no direction of the wheel has this colour.
@@ -84,35 +83,88 @@ def image_picture(image: Tensor) -> Tensor:
     return image.float().round().clamp(0, 255).byte().permute(1, 2, 0).contiguous()
 
 
+#: Columns that are left free before a text.
+MARGIN = 6
+
+
 @lru_cache(maxsize=512)
-def _text(text: str, pixels: int) -> NDArray[Any]:
-    """Opacity of a line of text, float32 `[h, w]` in 0..1."""
+def text_opacity(text: str, pixels: int) -> Tensor:
+    """A line of text, `pixels` high letters with half of that above and below.
+
+    Returns:
+        float32 `[2 * pixels, w]` in 0..1, up to the last letter; shared, not to be written to.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 0.5), dpi=100)
     canvas = FigureCanvasAgg(figure)
-    figure.text(0.005, 0.5, text, fontsize=pixels * 0.72, va="center")
+    figure.text(MARGIN / 1200, 0.5, text, fontsize=pixels * 0.72, va="center")
     canvas.draw()  # type: ignore[no-untyped-call]
-    pixels_drawn = np.asarray(canvas.buffer_rgba())  # type: ignore[no-untyped-call]
-    opacity = 1 - pixels_drawn[..., :3].mean(-1, dtype=np.float32) / 255
+    drawn = np.asarray(canvas.buffer_rgba())  # type: ignore[no-untyped-call]
+    opacity = 1 - drawn[..., :3].mean(-1, dtype=np.float32) / 255
     columns = np.flatnonzero(opacity.any(0))
     end = columns[-1] + 1 if len(columns) else 1
     middle = opacity.shape[0] // 2
-    strip: NDArray[Any] = opacity[middle - pixels : middle + pixels, :end]
-    return strip
+    return torch.from_numpy(opacity[middle - pixels : middle + pixels, :end].copy())
+
+
+def darken(part: Tensor) -> Tensor:
+    """Float32, dark enough for white letters."""
+    return part.float() * 0.35
 
 
 def annotate(picture: Tensor, text: str, *, pixels: int = 13) -> Tensor:
     """White text on a darkened strip along the top, in place; returns the picture."""
-    opacity = torch.from_numpy(_text(text, pixels))[: picture.shape[0], : picture.shape[1]]
+    opacity = text_opacity(text, pixels)[: picture.shape[0], : picture.shape[1]]
     height, width = opacity.shape
-    strip = picture[:height].float() * 0.35
+    strip = darken(picture[:height])
     strip[:, :width] += (255 - strip[:, :width]) * opacity[..., None]
     picture[:height] = strip.round().byte()
     return picture
 
 
+def add_wheel(picture: Tensor, text: str = "") -> Tensor:
+    """The legend to `flow_picture` into its lower right corner, in place; returns the picture.
+
+    Args:
+        picture: of a flow.
+        text: what the rim of the wheel means, e.g. `"6 px"`.
+    """
+    height, width = picture.shape[:2]
+    size = min(height, width) // 4
+    if size < 8:
+        return picture
+    corner = picture[height - size - 4 : height - 4, width - size - 4 : width - 4]
+    wheel = _wheel(size)
+    opacity = wheel[..., 3:].float() / 255
+    corner.copy_(torch.lerp(corner.float(), wheel[..., :3].float(), opacity).round().byte())
+    pixels = min(max(size // 6, 9), 22)
+    if text and 2 * pixels <= size:
+        letters = text_opacity(text, pixels)[:, :size]
+        rows, columns = letters.shape
+        at = corner[size - rows :, size - columns :]
+        at.copy_((at.float() * (1 - letters[..., None])).round().byte())
+    return picture
+
+
+_wheel = lru_cache(maxsize=4)(wheel_picture)
+
+
 def mosaic(rows: list[list[Tensor]]) -> Tensor:
     """Pictures of one size side by side and one row above the other."""
     return torch.cat([torch.cat(row, dim=1) for row in rows], dim=0)
+
+
+def strip(pictures: list[Tensor], *, height: int = 160, gap: int = 4) -> Tensor:
+    """Pictures in a row from left to right, each reduced to one height, white between them."""
+    if not pictures:
+        raise ValueError("pictures: expected at least one")
+    reduced = []
+    for picture in pictures:
+        rows, columns = picture.shape[:2]
+        size = (height, max(round(columns * height / rows), 1))
+        image = picture.permute(2, 0, 1)[None].float()
+        small = F.interpolate(image, size, mode="bilinear", antialias=True, align_corners=False)
+        reduced += [torch.full((height, gap, 3), 255, dtype=torch.uint8), image_picture(small[0])]
+    return torch.cat(reduced[1:], dim=1)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import BinaryIO, TypeAlias, cast
 
 import av
+import numpy as np
+from av.codec.context import Flags2
 from av.container import InputContainer
+from av.video.codeccontext import VideoCodecContext
 from av.video.frame import PictureType
 from av.video.stream import VideoStream
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .source import CodecError, Source, decode, open_video
@@ -61,7 +65,7 @@ def transcode(
             raise ValueError(f"{name}: expected 1 to {most}, got {value}")
     if frames is not None and frames < 1:
         raise ValueError(f"frames: expected at least 1, got {frames}")
-    settings = {**encoder_settings(gop, quantizer), **(options or {})}
+    settings = {**encoder_options(gop, quantizer), **(options or {})}
     name, container, stream = open_video(source)
     final = Path(target) if isinstance(target, (str, os.PathLike)) else None
     try:
@@ -100,7 +104,7 @@ def encode(
     """
     file = os.fspath(target) if isinstance(target, (str, os.PathLike)) else target
     with av.open(file, "w", format=None if isinstance(file, str) else "mp4") as output:
-        stream = output.add_stream("mpeg4", rate=rate, options=encoder_settings(gop, quantizer))
+        stream = output.add_stream("mpeg4", rate=rate, options=encoder_options(gop, quantizer))
         stream.pix_fmt = "yuv420p"
         for index, image in enumerate(images):
             if index == 0:
@@ -111,8 +115,8 @@ def encode(
         output.mux(stream.encode())
 
 
-def encoder_settings(gop: int, quantizer: int) -> dict[str, str]:
-    """Options of PyAV's `mpeg4`: one I-frame, then P-frames at a fixed quantizer."""
+def encoder_options(gop: int = 12, quantizer: int = 4) -> dict[str, str]:
+    """Of the encoder "mpeg4", by FFmpeg's names."""
     return {
         "g": str(gop),
         "bf": "0",
@@ -122,6 +126,36 @@ def encoder_settings(gop: int, quantizer: int) -> dict[str, str]:
         "b": "8000000",  # ample, or rate control saves bits on the motion
         "threads": "1",  # more of them cut the picture into slices: another file per machine
     }
+
+
+def recode(images: Iterable[NDArray[np.uint8]]) -> Iterator[tuple[av.VideoFrame, bool]]:
+    """Images as `transcode` would make a video of them, decoded with motion as they come.
+
+    Args:
+        images: `[H, W, 3]`, RGB; one of another size begins a new video.
+
+    Returns:
+        As `decode`: pictures, of which nothing is lost.
+    """
+    encoder: VideoCodecContext | None = None
+    decoder: VideoCodecContext | None = None
+    for count, image in enumerate(images):
+        height, width, _ = image.shape
+        if encoder is None or decoder is None or (encoder.height, encoder.width) != (height, width):
+            if decoder is not None:
+                yield from ((picture, True) for picture in decoder.decode(None))
+            encoder = av.CodecContext.create("mpeg4", "w")
+            encoder.width, encoder.height, encoder.pix_fmt = width, height, "yuv420p"
+            encoder.time_base, encoder.options = Fraction(1, 25), encoder_options()
+            decoder = av.CodecContext.create("mpeg4", "r")
+            decoder.flags2 |= Flags2.export_mvs
+            decoder.thread_type = "SLICE"
+        picture = av.VideoFrame.from_ndarray(image, format="rgb24")
+        picture.pts, picture.time_base = count, encoder.time_base
+        for packet in encoder.encode(picture):
+            yield from ((picture, True) for picture in decoder.decode(packet))
+    if decoder is not None:
+        yield from ((picture, True) for picture in decoder.decode(None))
 
 
 def _encode(
