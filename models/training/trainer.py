@@ -126,9 +126,8 @@ class Run:
                         self._save()
             evaluation = self.evaluate()
             if place.rank == 0:
-                checkpoint.write(
-                    self.folder / checkpoint.WEIGHTS, {"state_dict": self.model.state_dict()}
-                )
+                weights = {"state_dict": self.model.state_dict()}
+                checkpoint.write(self.folder / checkpoint.WEIGHTS, weights)
                 evaluation.write(self.folder / "evaluation.csv")
             return evaluation
         finally:
