@@ -31,7 +31,7 @@ class Metrics:
             # A run that was killed may have left half a row.
             whole = [row for row in rows if None not in row.values()]
             kept = [row for row in whole if int(row["step"]) <= done]
-        self._file = path.open("w", newline="")
+        self._file = path.open("w", newline="", buffering=1)
         self._table = csv.DictWriter(self._file, COLUMNS)
         self._table.writeheader()
         self._table.writerows(kept)
@@ -47,10 +47,6 @@ class Metrics:
         shown = {name: f"{value:.4g}" for name, value in values.items()}
         self._bar.set_postfix(shown, refresh=False)
         self._bar.update(step - self._bar.n)
-
-    def flush(self) -> None:
-        """Write all that there is."""
-        self._file.flush()
 
     def close(self) -> None:
         self._file.close()

@@ -122,7 +122,6 @@ class Run:
                 if metrics is not None:
                     metrics.add(self.step, values)
                     if last or self.step % recipe.checkpoint_every == 0:
-                        metrics.flush()
                         self._save()
             evaluation = self.evaluate()
             if place.rank == 0:

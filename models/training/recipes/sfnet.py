@@ -12,7 +12,7 @@ EPOCH = 185
 PAPER = Optimiser(rate=0.01, weight_decay=1e-4)
 
 _LITE = Recipe(
-    about="SFNet-Lite over ResNet-18 on Cityscapes, as published: 1000 epochs",
+    about="SFNet-Lite over ResNet-18 on Cityscapes: 1000 epochs",
     model="sfnet_lite_resnet18",
     data=replace(CITYSCAPES, share=0.5),
     task="images",
@@ -44,14 +44,14 @@ RECIPES = {
     "sfnet_lite_cityscapes": _LITE,
     "sfnet_cityscapes": replace(
         _LITE,
-        about="SFNet over ResNet-18 on Cityscapes, as published: 300 epochs",
+        about="SFNet over ResNet-18 on Cityscapes: 300 epochs",
         model="sfnet_resnet18",
         steps=300 * EPOCH,
         loss_options={"min_kept": 10_000},
     ),
     "sfnet_df1_cityscapes": replace(
         _LITE,
-        about="SFNet over DF1 on Cityscapes, with deep supervision, as published: 300 epochs",
+        about="SFNet over DF1 on Cityscapes, with deep supervision: 300 epochs",
         model="sfnet_df1",
         steps=300 * EPOCH,
         options={"backbone_weights": None, "deep_supervision": True},
