@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import types
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -307,6 +308,29 @@ def test_a_wrong_change_is_refused(
         changed(RECIPES["sfnet_lite_streets"], [pair])
     assert cli.main(["train", "sfnet_lite_streets", "--set", pair]) == cli.USAGE
     assert "--set" in capsys.readouterr().err
+
+
+def test_tensorboard_gets_the_same_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[tuple[str, float, int]] = []
+
+    class Writer:
+        def __init__(self, folder: str, purge_step: int) -> None:
+            assert folder == str(tmp_path) and purge_step == 1
+
+        def add_scalar(self, name: str, value: float, step: int) -> None:
+            written.append((name, value, step))
+
+        def close(self) -> None:
+            written.append(("closed", 0.0, 0))
+
+    module = types.ModuleType("tensorboard")
+    module.SummaryWriter = Writer  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    trainer.train(replace(TINY, steps=2), tmp_path)
+    found = {(name, step): value for name, value, step in written[:-1]}
+    for row in rows(tmp_path):
+        assert all(found[name, int(row["step"])] == float(row[name]) for name in ("loss", "rate"))
+    assert len(found) == 6 and written[-1][0] == "closed"
 
 
 def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
