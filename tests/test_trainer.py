@@ -25,6 +25,8 @@ pytest.importorskip("av", reason="PyAV is not installed")
 pytest.importorskip("PIL", reason="Pillow is not installed")
 pytest.importorskip("tqdm", reason="tqdm is not installed")
 
+from PIL import Image  # noqa: E402
+
 from vsegops.models import cli, create_model  # noqa: E402
 from vsegops.models.training import checkpoint, recipe, report, tasks, trainer  # noqa: E402
 from vsegops.models.training.recipe import Optimiser, changed  # noqa: E402
@@ -287,6 +289,15 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     chosen = changed(RECIPES["sfnet_cityscapes"], [f"data.root={tmp_path / 'none'}"])
     with pytest.raises(FileNotFoundError, match="cityscapes: expected a folder"):
         trainer.train(chosen, tmp_path)
+    name = "train/a/a_000000_000019"  # also what is needed at the end alone
+    for folder, ending in (("leftImg8bit", "leftImg8bit"), ("gtFine", "gtFine_labelTrainIds")):
+        path = tmp_path / "city" / folder / f"{name}_{ending}.png"
+        path.parent.mkdir(parents=True)
+        Image.new("RGB" if folder == "leftImg8bit" else "L", (64, 64)).save(path)
+    chosen = changed(chosen, [f"data.root={tmp_path / 'city'}", "steps=1", "batch=1"])
+    with pytest.raises(FileNotFoundError, match="cityscapes: expected .*val"):
+        trainer.train(chosen, tmp_path / "run")
+    assert not rows(tmp_path / "run")
 
 
 @pytest.mark.parametrize(

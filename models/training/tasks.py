@@ -5,7 +5,7 @@ A task is a module that maps a batch to its loss; what is trained is its `model`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -190,21 +190,22 @@ def unpack(batch: Any, device: torch.device) -> tuple[Tensor, Tensor, list[Motio
     return frames.to(device, non_blocking=True), labels.to(device, non_blocking=True), moved
 
 
-def held_out_samples(recipe: Recipe, model: Any) -> Iterable[Any]:
-    """What a model is evaluated with: samples, or clips for a model of videos."""
+def held_out_samples(recipe: Recipe, model: Any) -> Iterator[Any]:
+    """What a model is evaluated with: samples, or clips for a model of videos.
+
+    Raises:
+        Missing: at once, where there is no such data.
+    """
     if not isinstance(model, VideoModel):
-        yield from _each(_samples(recipe.data, (), held_out=True))
-        return
+        samples = _samples(recipe.data, (), held_out=True)
+        return (samples[index] for index in range(len(samples)))
     before = tuple(range(recipe.distances - 1, 0, -1))
-    for sample in _each(_samples(recipe.data, before, held_out=True)):
-        if model.motion_stride is None:
-            yield Clip(sample.frames, sample.labels)
-        else:
-            yield coded(sample, model.motion_stride)
+    samples = _samples(recipe.data, before, held_out=True)
+    return (_clip(samples[index], model.motion_stride) for index in range(len(samples)))
 
 
-def _each(samples: Any) -> Iterable[Any]:
-    return (samples[index] for index in range(len(samples)))
+def _clip(sample: datasets.Sample, stride: int | None) -> Clip:
+    return Clip(sample.frames, sample.labels) if stride is None else coded(sample, stride)
 
 
 def _samples(data: Data, before: Any, *, held_out: bool) -> Any:

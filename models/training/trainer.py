@@ -180,8 +180,9 @@ class Run:
 
     def _batches(self, workers: int) -> tuple[Draws, Iterator[Any]]:
         """The draws of an epoch, and all batches that are left."""
-        if self.place.rank == 0:  # what is stored is made once
+        if self.place.rank == 0:  # what is stored is made once, what is missing is said at once
             tasks.training_samples(self.recipe, self.model, self.folder)
+            tasks.held_out_samples(self.recipe, self.model)
         self.place.wait()
         samples, draws = tasks.training_samples(self.recipe, self.model, self.folder)
         parts = self.recipe.accumulate * self.place.world
