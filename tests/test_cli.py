@@ -237,7 +237,9 @@ def test_failures_are_one_line(
 # --- the others -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["segment", "info", "export", "bench", "clip"])
+@pytest.mark.parametrize(
+    "command", ["segment", "info", "export", "bench", "clip", "train", "evaluate"]
+)
 def test_help_has_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(command, "--help") == 0
     assert f"\n  vsegops {command} " in capsys.readouterr().out
@@ -248,9 +250,11 @@ def test_commands_are_found(capsys: pytest.CaptureFixture[str]) -> None:
     assert re.findall(r"^    (\w+) ", capsys.readouterr().out, re.MULTILINE) == [
         "bench",
         "clip",
+        "evaluate",
         "export",
         "info",
         "segment",
+        "train",
     ]
     assert run("--version") == 0 and vsegops.__version__ in capsys.readouterr().out
     assert run() == 2 and run("nope") == 2

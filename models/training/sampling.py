@@ -158,5 +158,7 @@ def find_centroids(
         for number, places in centroids(samples.labels(index), tile, num_classes).items():
             found[number] += [(index, x, y) for x, y in places]
     if cache is not None:
-        Path(cache).write_text(json.dumps({**size, "centroids": found}))
+        partial = Path(f"{cache}.partial-{os.getpid()}")
+        partial.write_text(json.dumps({**size, "centroids": found}))
+        partial.replace(cache)
     return found
