@@ -36,6 +36,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for marker in (
         "cuda: needs CUDA tensors",
         "cuda_build: compiles the CUDA kernels with nvcc, for minutes",
+        "thorough: says the same of one more model, in minutes for all",
         "only(*backends): says something about these backends alone",
         "not_interpreted(reason): cannot run in Triton's interpreter, because of `reason`",
     ):

@@ -31,6 +31,9 @@ MODELS: list[tuple[str, dict[str, Any]]] = [
     ("tmanet_resnet18", {"attention": "criss_cross"}),
     ("tmanet_resnet18", {"attention": "dual", "include_current": True, "memory": 2}),
 ]
+#: One of each kind of head, backbone and step.
+KINDS = {"sfnet_shufflenetv2", "sfnet_lite_stdc1", "bisenet_resnet18", "pspnet_resnet18"}
+KINDS |= {"gsvnet_swiftnet_resnet18", "twnet_mobilenetv1", "tmanet_resnet18", "tmanet_resnet50"}
 IDS = ["-".join([name, *(f"{k}={v}" for k, v in options.items())]) for name, options in MODELS]
 SIZE = (90, 130)
 
@@ -50,7 +53,13 @@ def arguments(model: Model) -> tuple[Any, ...]:
         return frame, model.start(torch.randn_like(frame))[1], *rest[1:]
 
 
-@pytest.mark.parametrize("name, options", MODELS, ids=IDS)
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        pytest.param(*model, marks=() if model[0] in KINDS else pytest.mark.thorough, id=name)
+        for model, name in zip(MODELS, IDS, strict=True)
+    ],
+)
 @torch.no_grad()
 def test_every_model_exports(name, options, tmp_path: Path):
     runtime = pytest.importorskip("onnxruntime")
