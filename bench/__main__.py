@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from .cases import BASELINES, DIRECTIONS, DTYPES, LAYOUTS, Selection
-from .environment import ALLOCATOR, cores
+from .environment import cores, start_with_allocator
 
 OUTPUT = Path(__file__).parent / "output"
 
@@ -107,15 +106,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     return 1 if comparison.failed else 0
 
 
-def _start_again() -> None:
-    """Become a process whose allocator keeps its memory: glibc reads these at its start only."""
-    missing = {name: value for name, value in ALLOCATOR.items() if name not in os.environ}
-    if missing:
-        environment = {**os.environ, **missing}
-        os.execve(sys.executable, [sys.executable, "-m", "bench", *sys.argv[1:]], environment)
-
-
 if __name__ == "__main__":
     if sys.argv[1:2] == ["run"]:
-        _start_again()
+        start_with_allocator("bench")
     sys.exit(main())

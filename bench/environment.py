@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import sys
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,14 @@ ALLOCATOR = {
 }
 
 _RECORDED = (*ALLOCATOR, "ATEN_CPU_CAPABILITY", "OMP_NUM_THREADS", "PYTORCH_CUDA_ALLOC_CONF")
+
+
+def start_with_allocator(module: str) -> None:
+    """Become `python -m module` with these variables, where some of them are not set."""
+    missing = {name: value for name, value in ALLOCATOR.items() if name not in os.environ}
+    if missing:
+        environment = {**os.environ, **missing}
+        os.execve(sys.executable, [sys.executable, "-m", module, *sys.argv[1:]], environment)
 
 
 def cores() -> int:

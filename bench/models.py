@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -29,7 +28,7 @@ from vsegops.models import Model, VideoModel, create_model, list_models
 from vsegops.models.untrained import calibrate
 
 from .cases import first_line
-from .environment import ALLOCATOR, environment
+from .environment import environment, start_with_allocator
 from .report import number, table
 from .timing import Candidate, Effort, clock_for, interleave, threads, timing
 
@@ -258,8 +257,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    missing = {name: value for name, value in ALLOCATOR.items() if name not in os.environ}
-    if missing:  # glibc reads these at its start only
-        again = [sys.executable, "-m", "bench.models", *sys.argv[1:]]
-        os.execve(sys.executable, again, {**os.environ, **missing})
+    start_with_allocator("bench.models")
     sys.exit(main())

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -28,7 +27,7 @@ from vsegops.nn import PooledMemory
 from vsegops.ops.attention.spec import eager_asymmetric_attention
 
 from . import memory
-from .environment import ALLOCATOR, environment
+from .environment import environment, start_with_allocator
 from .timing import Candidate, CpuClock, Effort, interleave, threads, timing
 
 ROOT = Path(__file__).parent.parent
@@ -173,9 +172,6 @@ def draw(results: dict[str, Any], path: Path) -> None:
 
 if __name__ == "__main__":
     if "--draw" not in sys.argv:
-        missing = {name: value for name, value in ALLOCATOR.items() if name not in os.environ}
-        if missing:  # glibc reads these at its start only
-            arguments = [sys.executable, "-m", "bench.temporal", *sys.argv[1:]]
-            os.execve(sys.executable, arguments, {**os.environ, **missing})
+        start_with_allocator("bench.temporal")
         RESULTS.write_text(json.dumps(run(), indent=1) + "\n")
     draw(json.loads(RESULTS.read_text()), FIGURE)

@@ -23,7 +23,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import os
 import statistics
 import sys
 import tempfile
@@ -44,7 +43,7 @@ from vsegops.models.video.clips import generate
 from vsegops.models.video.stages import Networks, Prepare, Prepared, Segment
 from vsegops.models.video.writer import VideoWriter
 
-from .environment import ALLOCATOR, environment
+from .environment import environment, start_with_allocator
 from .models import OUTPUT, SIZES
 from .report import number, table
 from .timing import threads
@@ -230,8 +229,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    missing = {name: value for name, value in ALLOCATOR.items() if name not in os.environ}
-    if missing:  # glibc reads these at its start only
-        again = [sys.executable, "-m", "bench.video", *sys.argv[1:]]
-        os.execve(sys.executable, again, {**os.environ, **missing})
+    start_with_allocator("bench.video")
     sys.exit(main())

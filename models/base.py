@@ -87,7 +87,7 @@ class Model(OperatorModule):
 
     def example_inputs(self, size: Sequence[int], batch: int = 1) -> tuple[Any, ...]:
         """Random arguments for a call, of the model's dtype and on its device."""
-        raise NotImplementedError
+        return (_random(self, batch, 3, *size),)
 
     def upstream_state(self, checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
         """The entries of this model in a published file (see `load_upstream`).
@@ -112,9 +112,6 @@ class ImageModel(Model):
 
     def forward(self, images: Tensor) -> Any:
         raise NotImplementedError
-
-    def example_inputs(self, size: Sequence[int], batch: int = 1) -> tuple[Tensor]:
-        return (_random(self, batch, 3, *size),)
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:
@@ -204,7 +201,7 @@ class VideoModel(Model):
 
     def example_inputs(self, size: Sequence[int], batch: int = 1) -> tuple[Any, ...]:
         """Random arguments for a step, with the motion if the model uses one."""
-        frame = _random(self, batch, 3, *size)
+        (frame,) = super().example_inputs(size, batch)
         with torch.no_grad():
             _, state = copy.deepcopy(self).eval().to("meta").start(frame.to("meta"))
         state = tree_map(lambda x: _random(self, *x.shape), state)

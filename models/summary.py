@@ -199,8 +199,7 @@ class _Counter(TorchDispatchMode):
 
 
 def _arguments(model: Model, size: Sequence[int], step: bool) -> tuple[Any, ...]:
-    arguments = model.example_inputs(size)
-    return arguments if step else arguments[:1]
+    return model.example_inputs(size) if step else Model.example_inputs(model, size)
 
 
 def _count(model: Model, size: Sequence[int], step: bool) -> list[Stage]:

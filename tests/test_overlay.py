@@ -14,6 +14,7 @@ pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 
 from PIL import Image  # noqa: E402
 
+from vsegops.models.palette import CITYSCAPES, palette  # noqa: E402
 from vsegops.models.video import CodecError, pictures  # noqa: E402
 from vsegops.models.video.overlay import (  # noqa: E402
     KEY,
@@ -23,7 +24,6 @@ from vsegops.models.video.overlay import (  # noqa: E402
     overlay,
     present,
 )
-from vsegops.models.video.palette import CITYSCAPES, palette  # noqa: E402
 from vsegops.models.video.writer import VideoWriter, save_labels, save_png  # noqa: E402
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import ast
 import sys
 from typing import Any
 
 import torch
 
+from ..assignment import parse_assignment
 from ..base import Model
 from ..registry import create_model, list_models
 from ..untrained import calibrate
@@ -33,17 +33,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def options(pairs: list[str]) -> dict[str, Any]:
     """`["layer=2", "attention=apnb"]` as arguments for `create_model`."""
-    found = {}
-    for pair in pairs:
-        name, equals, text = pair.partition("=")
-        if not (name and equals):
-            raise UsageError(f"--option: expected NAME=VALUE, got {pair!r}")
-        try:
-            value = ast.literal_eval(text.title() if text in ("true", "false", "none") else text)
-        except (SyntaxError, ValueError):
-            value = text
-        found[name] = value
-    return found
+    try:
+        return dict(map(parse_assignment, pairs))
+    except ValueError as error:
+        raise UsageError(f"--option: {error}") from error
 
 
 def build(name: str, classes: int, pairs: list[str], weights: str | None) -> Model:

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..palette import Palette
 from ..video.overlay import add_legend, add_mark, overlay
-from ..video.palette import Palette
 from ..video.pictures import mosaic, strip
 from ..video.segmenter import Segmented
 from ..video.writer import VideoWriter, save_labels, save_png

@@ -101,7 +101,7 @@ def segment(arguments: argparse.Namespace) -> int:
         import tqdm  # noqa: F401
     except ImportError as error:
         raise ImportError(f"{error.name} is not installed: pip install 'vsegops[models]'") from None
-    from ..video.palette import palette
+    from ..palette import palette
     from ..video.schedules import parse_schedule
     from .outputs import Outputs
     from .pieces import by_items

