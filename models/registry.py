@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from .base import Model
-from .weights import load_upstream
+from .shipped import load_weights
 
 _BUILDERS: dict[str, partial[Model]] = {}
 
@@ -58,7 +58,8 @@ def create_model(
     Args:
         name: one of `list_models()`.
         num_classes: channels of the logits.
-        weights: a published checkpoint, as for `load_upstream`; None: initial weights.
+        weights: a published checkpoint, as for `load_upstream`; `"streets"`: those that ship with
+            the project for some models (`shipped.SHIPPED`); None: initial weights.
         options: of the model; `help(type(model))` describes them.
 
     Raises:
@@ -83,7 +84,7 @@ def create_model(
         raise ValueError(f"num_classes: expected a whole number from 1 on, got {num_classes!r}")
     model = build(num_classes=num_classes, **options)
     if weights is not None:
-        load_upstream(model, weights)
+        load_weights(model, name, weights)
     return model
 
 

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vsegops._checks import check_option
 from vsegops.nn import FlowAlign, GatedDualFlowAlign, PyramidPooling
 
 from .backbones import STDC, Backbone, DFNet, ResNet, ShuffleNetV2
@@ -25,6 +26,7 @@ from .weights import load_upstream
 
 BACKBONES: Mapping[str, Callable[[], Backbone]] = {
     "resnet18": partial(ResNet, 18, "deep", "kept_stride"),
+    "resnet18_x0_25": partial(ResNet, 18, "deep", "kept_stride", width_mult=0.25),
     "resnet50": partial(ResNet, 50, "deep", "kept_stride"),
     "resnet101": partial(ResNet, 101, "deep", "kept_stride"),
     "shufflenetv2": ShuffleNetV2,
@@ -87,8 +89,9 @@ class SFNet(_FlowNetwork):
     which was not published (its names are torchvision's, behind `backbone.`).
 
     Args:
-        backbone: `"resnet18"`, `"resnet50"`, `"resnet101"`, `"shufflenetv2"`, `"df1"`, `"df2"`,
-            `"stdc1"` or `"stdc2"`. The logits have stride 4; with DF1 16, with DF2 8.
+        backbone: `"resnet18"`, `"resnet18_x0_25"` (a quarter of the channels), `"resnet50"`,
+            `"resnet101"`, `"shufflenetv2"`, `"df1"`, `"df2"`, `"stdc1"` or `"stdc2"`. The logits
+            have stride 4; with DF1 16, with DF2 8.
         num_classes: channels of the logits.
         width: channels of the head.
         deep_supervision: add a classifier to each sum (`head.dsn.*`); in training the result is
@@ -97,6 +100,7 @@ class SFNet(_FlowNetwork):
             warp of that time (see `docs/flow-align.md`).
         pooling: the context of the coarsest level, `"concat"` (as published: `PyramidPooling`) or
             `"sum"`, lighter: grids of 1, 2 and 4 cells are added to a projection.
+        alignment: `"flow"`, or `"bilinear"`: the feature pyramid that the paper compares with.
         backbone_weights: a published ImageNet classifier for `load_upstream`, or None.
     """
 
@@ -111,6 +115,7 @@ class SFNet(_FlowNetwork):
         deep_supervision: bool = False,
         warp_align_corners: bool = True,
         pooling: str = "concat",
+        alignment: str = "flow",
         backbone_weights: str | os.PathLike[str] | Mapping[str, Any] | None = None,
     ) -> None:
         head = partial(
@@ -120,6 +125,7 @@ class SFNet(_FlowNetwork):
             deep_supervision=deep_supervision,
             align_corners=warp_align_corners,
             pooling=pooling,
+            alignment=alignment,
         )
         super().__init__(backbone, head, num_classes, backbone_weights)
 
@@ -135,7 +141,8 @@ class SFNetLite(_FlowNetwork):
     constructor for ResNet-101 builds SFNet; here it is the paper's network.
 
     Args:
-        backbone: `"resnet18"`, `"resnet101"`, `"stdc1"` or `"stdc2"`.
+        backbone: `"resnet18"`, `"resnet18_x0_25"` (a quarter of the channels), `"resnet101"`,
+            `"stdc1"` or `"stdc2"`.
         num_classes: channels of the logits.
         width: channels of the head.
         gate: what decides between the two maps, `"pool"` (mean and maximum over their channels) or
@@ -180,14 +187,17 @@ class AlignHead(nn.Module):
         deep_supervision: bool,
         align_corners: bool,
         pooling: str,
+        alignment: str,
     ) -> None:
         super().__init__()
+        check_option("alignment", alignment, ("flow", "bilinear"))
         lower = range(len(channels) - 1)
         self.ppm = _pooling(pooling)(channels[-1], width)
         self.fpn_in = nn.ModuleList(_lateral(channels[i], width) for i in lower)
         self.fpn_out = nn.ModuleList(nn.Sequential(_unit(width, width)) for _ in lower)
         self.fpn_out_align = nn.ModuleList(
-            FlowAlign(width, align_corners=align_corners) for _ in lower
+            FlowAlign(width, align_corners=align_corners) if alignment == "flow" else Enlarge()
+            for _ in lower
         )
         self.dsn = None
         if deep_supervision:
@@ -204,6 +214,14 @@ class AlignHead(nn.Module):
                 auxiliary.append(self.dsn[i](x))
         logits = self.conv_last(_concatenate(fused))
         return (logits, auxiliary) if auxiliary else logits
+
+
+class Enlarge(nn.Module):
+    """What FAM replaces: the coarse map is resized, and added."""
+
+    def forward(self, low: Tensor, high: Tensor, *, add_low: bool) -> Tensor:
+        enlarged = _resize(high, low)
+        return low + enlarged if add_low else enlarged
 
 
 class LiteHead(nn.Module):
@@ -259,8 +277,7 @@ class SummedPooling(nn.Module):
 
 def _pooling(name: str) -> type[nn.Module]:
     poolings: dict[str, type[nn.Module]] = {"concat": PyramidPooling, "sum": SummedPooling}
-    if name not in poolings:
-        raise ValueError(f"pooling: expected 'concat' or 'sum', got {name!r}")
+    check_option("pooling", name, tuple(poolings))
     return poolings[name]
 
 
@@ -299,7 +316,7 @@ def _concatenate(maps: Sequence[Tensor]) -> Tensor:
 
 
 _WIDTHS = {"resnet18": 128, "resnet50": 256, "resnet101": 256}
-_LITE_WIDTHS = {"resnet18": 128, "resnet101": 256, "stdc1": 128, "stdc2": 128}
+_LITE_WIDTHS = {"resnet18": 128, "resnet18_x0_25": 64, "resnet101": 256, "stdc1": 128, "stdc2": 128}
 
 for _name in BACKBONES:
     register(f"sfnet_{_name}", SFNet, backbone=_name, width=_WIDTHS.get(_name, 64))

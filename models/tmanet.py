@@ -21,11 +21,12 @@ from vsegops.nn import (
 from vsegops.ops.attention import Level, pyramid_levels
 from vsegops.ops.attention.streaming import pool_frame, pool_time
 
+from .backbones.layers import scaled
 from .base import Motion, VideoModel
 from .dilated import BACKBONES, WIDTH, ConvUnit, DilatedNetwork, Head, Weights
 from .registry import register
 
-#: Channels of the head's keys and values; of AFNB's, which has ANN's.
+#: Channels of the head's keys and values; of AFNB's, which has ANN's: at full width.
 KEY, VALUE, AFNB_CHANNELS = 64, 256, 256
 
 
@@ -70,6 +71,7 @@ class TMANet(DilatedNetwork, VideoModel):
             the logits are then a pair: the logits, and a list with the auxiliary ones.
         align_corners: how logits are enlarged; None: as published, False for CamVid's 12 classes
             and True otherwise.
+        width_mult: which part of the channels there is, of the backbone and of the head.
         backbone_weights: a published ImageNet classifier for `load_upstream`, or None.
     """
 
@@ -88,6 +90,7 @@ class TMANet(DilatedNetwork, VideoModel):
         recurrence: int = 2,
         deep_supervision: bool = False,
         align_corners: bool | None = None,
+        width_mult: float = 1.0,
         backbone_weights: Weights = None,
     ) -> None:
         check_bool("afnb", afnb)
@@ -104,11 +107,12 @@ class TMANet(DilatedNetwork, VideoModel):
         check_option("attention", attention, tuple(heads))
         super().__init__(
             backbone,
-            partial(heads[attention], num_classes=num_classes, afnb=afnb),
+            partial(heads[attention], num_classes=num_classes, afnb=afnb, width_mult=width_mult),
             num_classes,
             deep_supervision=deep_supervision,
             align_corners=align_corners,
             backbone_weights=backbone_weights,
+            width_mult=width_mult,
         )
         self.memory, self.include_current = memory, include_current
 
@@ -185,14 +189,24 @@ class MemoryHead(Head):
     bottleneck: nn.Module
 
     def __init__(
-        self, channels: Sequence[int], num_classes: int, *, afnb: bool, dual: bool = False
+        self,
+        channels: Sequence[int],
+        num_classes: int,
+        *,
+        afnb: bool,
+        dual: bool = False,
+        width_mult: float = 1.0,
     ) -> None:
-        super().__init__(num_classes)
+        width, self.key, self.value, fused = (
+            scaled(x, width_mult) for x in (WIDTH, KEY, VALUE, AFNB_CHANNELS)
+        )
+        super().__init__(num_classes, width)
+        self.width = width
         low, high = channels[2:]
-        self.fusion = AFNB(low, high, high, AFNB_CHANNELS, AFNB_CHANNELS) if afnb else None
+        self.fusion = AFNB(low, high, high, fused, fused) if afnb else None
         self.channel = None
         if dual:
-            self.channel = nn.Sequential(ConvUnit(high, WIDTH), ChannelAttention())
+            self.channel = nn.Sequential(ConvUnit(high, width), ChannelAttention())
 
     def remember(self, features: Tensor) -> Any:
         """A memory of one frame, of its last features: AFNB is for the current frame alone."""
@@ -220,12 +234,12 @@ class FullHead(MemoryHead):
             layers = ((channels[3], width, 1), (width, width, 3))
             return [nn.ModuleList(ConvUnit(*layer) for _ in range(copies)) for layer in layers]
 
-        self.memory_key_conv = nn.ModuleList(embedding(KEY, frames))
-        self.memory_value_conv = nn.ModuleList(embedding(VALUE, frames))
-        self.query_key_conv = nn.Sequential(*(x[0] for x in embedding(KEY, 1)))
-        self.query_value_conv = nn.Sequential(*(x[0] for x in embedding(VALUE, 1)))
+        self.memory_key_conv = nn.ModuleList(embedding(self.key, frames))
+        self.memory_value_conv = nn.ModuleList(embedding(self.value, frames))
+        self.query_key_conv = nn.Sequential(*(x[0] for x in embedding(self.key, 1)))
+        self.query_value_conv = nn.Sequential(*(x[0] for x in embedding(self.value, 1)))
         self.attention = TemporalMemoryAttention()
-        self.bottleneck = ConvUnit(2 * VALUE, WIDTH)
+        self.bottleneck = ConvUnit(2 * self.value, self.width)
 
     def remember(self, features: Tensor) -> Features:
         return Features(features.unsqueeze(2))
@@ -252,8 +266,8 @@ class PooledHead(MemoryHead):
         self, channels: Sequence[int], num_classes: int, *, sizes: Sequence[Level], **parts: Any
     ):
         super().__init__(channels, num_classes, **parts)
-        self.apnb = APNB(channels[3], WIDTH, KEY, VALUE, pyramid_levels(sizes, 3))
-        self.bottleneck = ConvUnit(WIDTH, WIDTH)
+        self.apnb = APNB(channels[3], self.width, self.key, self.value, pyramid_levels(sizes, 3))
+        self.bottleneck = ConvUnit(self.width, self.width)
 
     def remember(self, features: Tensor) -> Anchors:
         embedded = self.apnb.embed(features)
@@ -273,11 +287,11 @@ class CrissCrossHead(MemoryHead):
 
     def __init__(self, channels: Sequence[int], num_classes: int, *, recurrence: int, **parts: Any):
         super().__init__(channels, num_classes, **parts)
-        self.conva = ConvUnit(channels[3], WIDTH)
-        self.cca = CrissCrossAttention(WIDTH, recurrence)
-        self.time = TimeAttention(channels[3], WIDTH)
-        self.convb = ConvUnit(WIDTH, WIDTH)
-        self.bottleneck = ConvUnit(channels[3] + WIDTH, WIDTH)
+        self.conva = ConvUnit(channels[3], self.width)
+        self.cca = CrissCrossAttention(self.width, recurrence)
+        self.time = TimeAttention(channels[3], self.width)
+        self.convb = ConvUnit(self.width, self.width)
+        self.bottleneck = ConvUnit(channels[3] + self.width, self.width)
 
     def remember(self, features: Tensor) -> Projections:
         return Projections(*(x.unsqueeze(2) for x in self.time.embed(features)))
@@ -313,3 +327,4 @@ class TimeAttention(nn.Module):
 
 for _name in BACKBONES:
     register(f"tmanet_{_name}", TMANet, backbone=_name)
+register("tmanet_resnet18_x0_25", TMANet, backbone="resnet18", width_mult=0.25)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -28,8 +29,9 @@ from .weights import load_upstream
 
 BACKBONES: Mapping[str, Callable[[], Backbone]] = {
     "mobilenetv1": MobileNetV1,
+    "mobilenetv1_x0_5": partial(MobileNetV1, width_mult=0.5),
     "mobilenetv2": MobileNetV2,
-    "resnet18": lambda: ResNet(18),
+    "resnet18": partial(ResNet, 18),
 }
 
 #: Channels of the decoder: what enters its first layer, and what each of its layers gives.
@@ -64,7 +66,8 @@ class TWNet(VideoModel):
     the training of these.
 
     Args:
-        backbone: `"mobilenetv1"`, `"mobilenetv2"` or `"resnet18"`. The logits have stride 4.
+        backbone: `"mobilenetv1"`, `"mobilenetv1_x0_5"` (half the channels), `"mobilenetv2"` or
+            `"resnet18"`. The logits have stride 4.
         num_classes: channels of the logits.
         layer: of the decoder, whose features are warped: 1 (stride 16), 2 (8) or 3 (4, the fastest;
             nothing of the encoder runs, and there is nothing to rectify with). `motion_stride` is

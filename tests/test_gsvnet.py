@@ -347,6 +347,28 @@ def test_all_but_the_keyframes_network_is_trained(flow_network):
     assert {key for key, x in model.named_parameters() if x.grad is None} == frozen
 
 
+def test_without_the_current_frame():
+    """The paper's table 4: what the frame shows does not matter, but for its flow."""
+    model = GSVNet(TinyNetwork(5), 5, flow_network="codec", intra=False).eval()
+    assert not any("intra_net" in name for name in model.state_dict())
+    video = frames(2)
+    flow = torch.zeros(1, 2, *(length // 8 for length in video[0].shape[2:]))
+    motion = Motion(flow, flow[:, 0] == 0, torch.zeros_like(video[0]))
+    with torch.no_grad():
+        _, state = model.start(video[0])
+        results = [model.step(frame, state, motion) for frame in (video[1], 0 * video[1])]
+    assert torch.equal(results[0][0], results[1][0])
+    with pytest.raises(NotImplementedError, match="no intra prediction"):
+        model.disagreement(*results[0])
+
+
+def test_delays_are_learned_where_asked_for():
+    for learned in (False, True):
+        model = GSVNet(TinyNetwork(5), 5, learn_delays=learned, window=5).train()
+        propagate(model, frames(2, 2))[1].square().mean().backward()
+        assert (model.grm.ideal_dk.filter_copy_s.grad is not None) is learned
+
+
 @torch.no_grad()
 def test_operators_or_none():
     model, video = gsvnet(), frames(2)

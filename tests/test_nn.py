@@ -59,11 +59,13 @@ def published_layer(
     warped = flow_warp(logits, flow, scale=layer.scale)
     label = warped.argmax(1, keepdim=True).to(warped)
     laplacian = F.conv2d(label, torch.ones(1, 1, 3, 3).to(warped), padding=1) - 9 * label
-    intra = layer.intra_net(image)
-    guide = layer.guide(intra, (laplacian != 0).to(warped))
+    edges = (laplacian != 0).to(warped)
+    intra = [] if layer.intra_net is None else [layer.intra_net(image)]
+    guide = layer.guide(*intra, edges)
     guide = guide / (guide.sum(1, keepdim=True) + 1e-9)
-    delayed = F.conv3d(warped[:, None], layer.ideal_dk.filter_copy_s, padding=(0, 1, 1))
-    candidates = torch.cat((warped[:, None], delayed, intra[:, None]), 1)
+    kernels = layer.ideal_dk.filter_copy_s
+    delayed = F.conv3d(warped[:, None], kernels, padding=(0, *(n // 2 for n in kernels.shape[3:])))
+    candidates = torch.cat((warped[:, None], delayed, *(x[:, None] for x in intra)), 1)
     return (guide[:, :, None] * candidates).sum(1)
 
 
@@ -78,7 +80,8 @@ def example(target: Target, classes: int = 19, size: tuple[int, int] = (16, 24))
 
 def filled(target: Target, **options) -> GuidedSpatiallyVaryingConv:
     layer = GuidedSpatiallyVaryingConv(scale=0.25, **options)
-    fill.fill(layer.intra_net, "intra_net")
+    if layer.intra_net is not None:
+        fill.fill(layer.intra_net, "intra_net")
     fill.fill(layer.guide, "guide")
     return layer.to(target.device).eval()
 
@@ -103,9 +106,12 @@ def test_gsvnet_networks(target: Target):
 
 
 @pytest.mark.parametrize("kernels", ["as stored", "a checkpoint's", "trained"])
-def test_gsvnet_layer(target: Target, kernels):
+@pytest.mark.parametrize(("window", "intra"), [(3, True), (5, True), (3, False), (5, False)])
+def test_gsvnet_layer(target: Target, kernels, window, intra):
     """One-hot kernels and any others give what the published layer gives."""
-    layer, given = filled(target), example(target)
+    layer, given = filled(target, window=window, intra=intra), example(target)
+    shape = (17 if window == 5 else 9, 1, 1, window, window)
+    assert layer.ideal_dk.filter_copy_s.shape == shape
     delays = layer.ideal_dk.filter_copy_s
     if kernels != "as stored":
         noise = torch.randn(delays.shape, generator=torch.Generator().manual_seed(0))

@@ -592,7 +592,15 @@ def test_leaving_early_ends_the_threads(error: type[BaseException], tmp_path: Pa
     assert threading.active_count() == before
 
 
-def test_an_interrupt_while_waiting_for_a_frame() -> None:
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C raises, as usual: in the background of a shell it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_while_waiting_for_a_frame(interruptible: None) -> None:
     def slow() -> Iterator[Tensor]:
         yield from frames_of(2)
         signal.raise_signal(signal.SIGINT)

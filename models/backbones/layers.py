@@ -62,6 +62,11 @@ def conv_bn(
     return layers
 
 
+def scaled(channels: int, width_mult: float) -> int:
+    """A part of the channels, in whole eights."""
+    return max(8, round(channels * width_mult / 8) * 8)
+
+
 def kaiming(module: nn.Module) -> None:
     """Initial weights for training from nothing: normal, with the variance 2 / fan-out."""
     for layer in module.modules():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from .layers import Backbone, conv_bn, kaiming
+from .layers import Backbone, conv_bn, kaiming, scaled
 
 #: Width and stride of the separable convolutions, from `Conv2d_1` on.
 SEPARABLE = (
@@ -27,23 +27,30 @@ EPS = 1e-3  # of Slim's normalisation
 
 
 class MobileNetV1(Backbone):
-    """MobileNetV1: `Conv2d_3`, `_5`, `_11` and `_13`, 128 to 1024 channels at 1/4 to 1/32."""
+    """MobileNetV1: `Conv2d_3`, `_5`, `_11` and `_13`, 128 to 1024 channels at 1/4 to 1/32.
+
+    Args:
+        width_mult: which part of the channels there is.
+    """
 
     unused_prefixes = ("Logits.",)
-    channels = (128, 256, 512, 1024)
     strides = (4, 8, 16, 32)
     #: The separable convolutions that are handed on.
     levels = (3, 5, 11, 13)
 
-    def __init__(self) -> None:
+    def __init__(self, width_mult: float = 1.0) -> None:
         super().__init__()
-        self.Conv2d_0 = _unit(3, 32, 3, 2)
-        channels = 32
-        for number, (width, stride) in enumerate(SEPARABLE, 1):
+        channels = scaled(32, width_mult)
+        self.Conv2d_0 = _unit(3, channels, 3, 2)
+        self.channels = []
+        for number, (full, stride) in enumerate(SEPARABLE, 1):
+            width = scaled(full, width_mult)
             depthwise = _unit(channels, channels, 3, stride, groups=channels)
             self.add_module(f"Conv2d_{number}_depthwise", depthwise)
             self.add_module(f"Conv2d_{number}_pointwise", _unit(channels, width, 1))
             channels = width
+            if number in self.levels:
+                self.channels.append(width)
         kaiming(self)
 
     def steps(self) -> list[nn.Sequential]:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from vsegops._checks import check_option
 
-from .layers import Backbone, conv_bn, kaiming
+from .layers import Backbone, conv_bn, kaiming, scaled
 
 DEPTHS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 STEMS = ("plain", "deep", "v1c")
@@ -114,6 +114,7 @@ class ResNet(Backbone):
         depth: 18 (basic blocks, 64 to 512 channels), 50 or 101 (bottlenecks, 256 to 2048).
         stem: `"plain"`, `"deep"` (whose entries are `conv1.0`, ..., `bn1`) or `"v1c"` (`stem.*`).
         dilation: `"none"`, `"kept_stride"` or `"stride_8"`; see the table above.
+        width_mult: which part of the channels there is.
     """
 
     layer1: nn.Sequential
@@ -121,14 +122,17 @@ class ResNet(Backbone):
     layer3: nn.Sequential
     layer4: nn.Sequential
 
-    def __init__(self, depth: int, stem: str = "plain", dilation: str = "none") -> None:
+    def __init__(
+        self, depth: int, stem: str = "plain", dilation: str = "none", width_mult: float = 1.0
+    ) -> None:
         super().__init__()
         if depth not in DEPTHS:
             raise ValueError(f"depth: expected one of {', '.join(map(str, DEPTHS))}, got {depth!r}")
         check_option("stem", stem, STEMS)
         check_option("dilation", dilation, tuple(DILATIONS))
         self.depth = depth
-        channels = self._add_stem(stem)
+        base = scaled(64, width_mult)
+        channels = self._add_stem(stem, base)
         self.maxpool = nn.MaxPool2d(3, 2, 1)
         block = BasicBlock if depth == 18 else Bottleneck
 
@@ -139,30 +143,30 @@ class ResNet(Backbone):
         self.channels, self.strides = [], []
         total = 4
         for number, (blocks, stride, by) in enumerate(
-            zip(DEPTHS[depth], *DILATIONS[dilation], strict=True), 1
+            zip(DEPTHS[depth], *DILATIONS[dilation], strict=True)
         ):
             contracted = max(by // 2, 1) if dilation == "stride_8" else by
             stage = residual_stage(
                 block,
                 channels,
-                32 << number,
+                base << number,
                 blocks,
                 stride,
                 first_dilation=dilated(contracted),
                 dilation=dilated(by),
             )
-            self.add_module(f"layer{number}", stage)
-            channels, total = (32 << number) * block.expansion, total * stride
+            self.add_module(f"layer{number + 1}", stage)
+            channels, total = (base << number) * block.expansion, total * stride
             self.channels.append(channels)
             self.strides.append(total)
         kaiming(self)
 
-    def _add_stem(self, stem: str) -> int:
+    def _add_stem(self, stem: str, base: int) -> int:
         """Add what leads to stride 2; return its number of channels."""
         if stem == "plain":
-            self.conv1, self.bn1, self.relu = conv_bn(3, 64, 7, 2)
-            return 64
-        widths = (64, 64, 128) if stem == "deep" else (32, 32, 64)
+            self.conv1, self.bn1, self.relu = conv_bn(3, base, 7, 2)
+            return base
+        widths = (base, base, 2 * base) if stem == "deep" else (base // 2, base // 2, base)
         *layers, norm, relu = (
             layer
             for i, width in enumerate(widths)

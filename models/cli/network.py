@@ -11,16 +11,16 @@ import torch
 from ..assignment import parse_assignment
 from ..base import Model
 from ..registry import create_model, list_models
+from ..shipped import SHIPPED, load_weights
 from ..untrained import calibrate
-from ..weights import load_upstream
 from . import UsageError
 
-DEFAULT = "gsvnet_swiftnet_resnet18"
+DEFAULT = "gsvnet_sfnet_lite_resnet18_x0_25"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """`--weights`, `--classes`, `--option`."""
-    parser.add_argument("--weights", metavar="FILE", help="a published checkpoint; default: none")
+    parser.add_argument("--weights", metavar="FILE", help="a published checkpoint, or `streets`")
     parser.add_argument("--classes", type=int, default=19, metavar="N", help="default: 19")
     parser.add_argument(
         "--option",
@@ -40,7 +40,8 @@ def options(pairs: list[str]) -> dict[str, Any]:
 
 
 def build(name: str, classes: int, pairs: list[str], weights: str | None) -> Model:
-    """The model in evaluation mode; without weights one that says so and gives varied labels."""
+    """The model in evaluation mode. Without weights those that ship with the project, where it is
+    as they are; else it says that it has none, and gives varied labels."""
     if name not in list_models():
         raise UsageError(f"there is no model {name!r}; vsegops info lists them")
     torch.manual_seed(0)  # every run, and every process of one, has the same random weights
@@ -48,9 +49,14 @@ def build(name: str, classes: int, pairs: list[str], weights: str | None) -> Mod
         model = create_model(name, classes, **options(pairs))
     except (TypeError, ValueError) as error:
         raise UsageError(str(error)) from error
+    note = ""
+    if weights is None and name in SHIPPED and classes == 19 and not pairs:
+        weights, note = "streets", "has learned from generated streets alone"
     if weights is None:
-        note = f"{name} has no weights: an untrained network, whose labels mean nothing"
-        print(f"vsegops: {note} (--weights)", file=sys.stderr)
+        note = "has no weights: an untrained network, whose labels mean nothing"
+    if note:
+        print(f"vsegops: {name} {note} (--weights)", file=sys.stderr)
+    if weights is None:
         return calibrate(model)
-    load_upstream(model, weights)
+    load_weights(model, name, weights)
     return model.eval()

@@ -44,10 +44,10 @@ class Missing(FileNotFoundError):
 
 
 class Entry(NamedTuple):
-    """The files of a sample: the frames, the oldest first, and the labels of the last one."""
+    """The files of a sample: frames, the oldest first, and the labels of the last one, if any."""
 
     frames: tuple[Path, ...]
-    labels: Path
+    labels: Path | None
 
 
 class Images(Dataset[Sample]):
@@ -64,7 +64,7 @@ class Images(Dataset[Sample]):
         self.name, self.entries, self.table = name, list(entries), table
         for entry in self.entries:
             for path in (*entry.frames, entry.labels):
-                if not path.exists():
+                if path is not None and not path.exists():
                     raise Missing(f"{name}: expected {path}, which does not exist")
 
     def __len__(self) -> int:
@@ -82,8 +82,11 @@ class Images(Dataset[Sample]):
         return Sample(frames, labels)
 
     def labels(self, index: int) -> Tensor:
-        """The labels alone: uint8 `[H, W]`."""
-        return read_labels(self.entries[index].labels, self.table)
+        """The labels alone: uint8 `[H, W]`; without a file of them, all ignored."""
+        frames, file = self.entries[index]
+        if file is not None:
+            return read_labels(file, self.table)
+        return torch.full(read_image(frames[-1]).shape[:2], IGNORED, dtype=torch.uint8)
 
 
 def read_image(path: Path) -> Tensor:
@@ -272,6 +275,34 @@ def camvid(
         for red, green, blue in colours:
             table[red // 64 * 16 + green // 64 * 4 + blue // 64] = number
     return Images("camvid", entries, table)
+
+
+def clips(root: Root, split: str = "train", *, before: Sequence[int] = ()) -> Images:
+    """Videos of your own: of each a folder, with its frames in order, and labels of some of them.
+
+    Expected are `{split}/CLIP/frames/*.png` (or `.jpg`), and for labelled frames files of the same
+    name in `{split}/CLIP/labels/*.png`, whose values are the classes. A clip without labels gives
+    all of its frames, as a student of a teacher needs them (`tasks.Distilled`).
+
+    Args:
+        root: the folder with all that.
+        split: `"train"`, `"val"` or any other.
+        before: as for `read`; frames with too few before them are left out.
+    """
+    root, entries = Path(root), []
+    source = "your own videos, e.g. by ffmpeg -i VIDEO frames/%06d.png"
+    for folder in _found("clips", root, f"{split}/*/frames", source):
+        frames = sorted([*folder.glob("*.png"), *folder.glob("*.jpg")])
+        labels = folder.parent / "labels"
+        for number in range(max(before, default=0), len(frames)):
+            file = labels / f"{frames[number].stem}.png"
+            if labels.is_dir() and not file.exists():
+                continue
+            chosen = tuple(frames[number - count] for count in (*before, 0))
+            entries.append(Entry(chosen, file if labels.is_dir() else None))
+    if not entries:
+        raise Missing(f"clips: expected frames in {root / split}/*/frames, found none that is used")
+    return Images("clips", entries, _identity())
 
 
 def _found(name: str, root: Path, pattern: str, source: str) -> list[Path]:

@@ -154,13 +154,28 @@ def evaluate_video(
         motions = _motions(clip, distances, images)
         chosen = range(distances) if draw is None else [int(rng.integers(distances))]
         for distance in chosen:
-            first = distances - 1 - distance
-            logits, state = model.start(images[first : first + 1])
-            for number in range(first + 1, distances):
-                logits, state = model.step(images[number : number + 1], state, motions[number])
-            predicted = model.labels(logits, clip.labels.shape)
+            predicted = _carried(model, images, motions, distance)
             matrices[distance].update(predicted, clip.labels[None].to(device))
     return ByDistance(matrices)
+
+
+@torch.no_grad()
+def step_through(model: VideoModel, clip: Clip, distance: int) -> Tensor:
+    """Labels `[1, H, W]` of a clip's last frame, from a key frame so many frames before it."""
+    if len(clip.frames) <= distance:
+        raise error("clip", f"more than {distance} frames", len(clip.frames))
+    images = model.preprocess(clip.frames.to(next(model.parameters()).device))
+    return _carried(model, images, _motions(clip, len(images), images), distance)
+
+
+def _carried(
+    model: VideoModel, images: Tensor, motions: Sequence[Motion | None], distance: int
+) -> Tensor:
+    first = len(images) - 1 - distance
+    logits, state = model.start(images[first : first + 1])
+    for number in range(first + 1, len(images)):
+        logits, state = model.step(images[number : number + 1], state, motions[number])
+    return model.labels(logits, images.shape[2:])
 
 
 def _motions(clip: Clip, count: int, like: Tensor) -> list[Motion | None]:

@@ -19,7 +19,8 @@ class Data:
     """Samples to train on, and others to evaluate with.
 
     Attributes:
-        name: `"streets"` (the generated world), `"camvid"`, `"uds"`, or one of `datasets.LAYOUTS`.
+        name: `"streets"` (the generated world), `"camvid"`, `"uds"`, `"clips"` (videos of your
+            own), or one of `datasets.LAYOUTS`.
         root: the folder of the data set; of UDS, one with a folder for each part. Of streets: where
             they are stored for further runs; empty: they are made each time.
         before: the frames that come along with a labelled one, as for `datasets.read`.
@@ -36,9 +37,9 @@ class Data:
     share: float = 0.0
     tile: int = 1024
     size: tuple[int, int] = (128, 256)
-    streets: int = 128
+    streets: int = 256
     labelled: Sequence[int] = (12, 28)
-    held_out: int = 24
+    held_out: int = 32
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class Recipe:
         data: what is learned from.
         task: what a step computes: one of `tasks.TASKS`.
         loss: one of `tasks.LOSSES`.
-        steps: of the optimiser.
+        steps: of the optimiser; 0: parts that were trained before are put together.
         options, task_options, loss_options: of these three.
         num_classes: of the model.
         part: the module of the model that is trained, alone; empty: all that is not frozen.
@@ -141,7 +142,8 @@ class Recipe:
     def __post_init__(self) -> None:
         check_option("precision", self.precision, ("float32", "float16", "bfloat16"))
         check_option("normalisation", self.normalisation, ("batch", "sync", "frozen"))
-        for name in ("steps", "batch", "accumulate", "distances", "checkpoint_every"):
+        check_count("steps", self.steps, least=0)
+        for name in ("batch", "accumulate", "distances", "checkpoint_every"):
             check_count(name, getattr(self, name))
 
     def json(self) -> str:
@@ -149,9 +151,9 @@ class Recipe:
         return json.dumps(asdict(self), indent=2)
 
 
-def check_count(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise error(name, "a whole number from 1 on", value)
+def check_count(name: str, value: Any, least: int = 1) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise error(name, f"a whole number from {least} on", value)
 
 
 def changed(recipe: Recipe, pairs: Sequence[str]) -> Recipe:

@@ -13,7 +13,7 @@ from vsegops.nn import ConfusionMatrix
 
 from ..base import VideoModel
 from .classes import CAMVID, CITYSCAPES
-from .evaluate import category_iou, evaluate_images, evaluate_video
+from .evaluate import ByDistance, category_iou, evaluate_images, evaluate_video
 from .recipe import Recipe
 from .tasks import held_out_samples
 
@@ -31,6 +31,11 @@ class Evaluation:
     def mean_iou(self) -> float:
         """Of all counts together."""
         return self.matrices["all"].mean_iou().item()
+
+    def average(self, interval: int) -> float:
+        """Of the first so many distances together: GSVNet's average at a key frame interval."""
+        matrices = [matrix for name, matrix in self.matrices.items() if name != "all"]
+        return ByDistance(matrices).average(interval)
 
     def rows(self) -> list[dict[str, Any]]:
         """For each matrix its name, mean IoUs, and the IoU of each class and category."""

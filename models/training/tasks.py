@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from vsegops._checks import check_option
+from vsegops._checks import check_option, error
 from vsegops.nn import UpsampleCrossEntropyLoss
 
-from ..base import Motion, VideoModel
+from ..base import ImageModel, Motion, VideoModel
 from ..registry import create_model
 from ..twnet import TWNet
 from . import augment, datasets, losses
@@ -63,6 +63,62 @@ class Images(Task):
 
     def forward(self, frames: Tensor, labels: Tensor, motions: Any, epoch: int) -> Tensor:
         return self.loss(self.model(self.images(frames)[-1]), labels)  # type: ignore[no-any-return]
+
+
+class Distilled(Task):
+    """Single frames, learned from a teacher, and from their labels where they have some.
+
+    loss = labels * (loss of the labels) + weight * (divergence from the teacher)
+
+    (Research and Implementation of Video Semantic Segmentation, section 5.3.)
+
+    Args:
+        teacher: maps what the model is given to logits: any callable; or a text, an ONNX file or
+            `"MODEL:FILE"`, the name of one of our models and its weights.
+        labels: the weight of the labels; 0 for video that has none.
+        weight, temperature: of the divergence; see `losses.distillation`.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        loss: nn.Module,
+        teacher: Callable[[Tensor], Tensor] | str,
+        labels: float = 1.0,
+        weight: float = 1.0,
+        temperature: float = 1.0,
+    ) -> None:
+        super().__init__(model, loss)
+        self.labels, self.weight, self.temperature = labels, weight, temperature
+        # Not one of our modules: neither trained nor saved.
+        self._teacher = (_teacher(teacher, model) if isinstance(teacher, str) else teacher,)
+
+    def forward(self, frames: Tensor, labels: Tensor, motions: Any, epoch: int) -> Tensor:
+        image = self.images(frames)[-1]
+        with torch.no_grad():
+            wanted = self._teacher[0](image)
+        output = self.model(image)
+        logits = output[0] if isinstance(output, tuple) else output
+        total = self.weight * losses.distillation(
+            logits,
+            wanted,
+            (labels.shape[1], labels.shape[2]),
+            temperature=self.temperature,
+            align_corners=self.model.align_corners,
+        )
+        if self.labels:
+            total = total + self.labels * self.loss(output, labels)
+        return total
+
+
+def _teacher(name: str, student: Any) -> Callable[[Tensor], Tensor]:
+    if name.endswith(".onnx"):
+        return losses.OnnxTeacher(name)
+    model, _, file = name.partition(":")
+    teacher = create_model(model, student.num_classes, weights=file or None).eval()
+    if not isinstance(teacher, ImageModel) or teacher.preprocess != student.preprocess:
+        raise error("teacher", "an image model whose preprocessing is the student's", name)
+    return teacher.to(next(student.parameters()).device)
 
 
 class Memory(Task):
@@ -113,6 +169,7 @@ class Carried(Task):
 
 TASKS: Mapping[str, Callable[..., Task]] = {
     "images": Images,
+    "distilled": Distilled,
     "memory": Memory,
     "interval": Interval,
     "carried": Carried,
@@ -216,7 +273,10 @@ def _samples(data: Data, before: Any, *, held_out: bool) -> Any:
         return datasets.uds({name: Path(data.root) / name for name in datasets.UDS}, split)
     if data.name == "camvid":
         return datasets.camvid(data.root, split, before=before)
-    check_option("data.name", data.name, ("streets", "camvid", "uds", *datasets.LAYOUTS))
+    if data.name == "clips":
+        return datasets.clips(data.root, split, before=before)
+    known = ("streets", "camvid", "uds", "clips", *datasets.LAYOUTS)
+    check_option("data.name", data.name, known)
     return datasets.read(data.name, data.root, split, before=before)
 
 

@@ -4,7 +4,7 @@ A clip is converted to MPEG-4 with a key frame every 12 frames. Each other frame
 from its predecessor: `vsegops.flow_warp` along the codec's motion vectors predicts it, and
 `vsegops.warp_correct` adds the residual in the same pass, which gives the frame exactly. A network
 does the same with features instead of pixels, and learns the residual: TWNet, which segments the
-clip at the end.
+clip at the end, and a generated street like those that it learned from.
 """
 
 from __future__ import annotations
@@ -27,19 +27,15 @@ from tqdm import tqdm
 
 import vsegops
 
-from ..palette import CITYSCAPES
-from ..registry import create_model
-from ..untrained import calibrate
 from .clips import Clip, demo_clip
 from .codec import CodecError, CodecReader, Frame, transcode
 from .demo_output import frame_panels, save_picture
-from .overlay import add_legend, add_mark, overlay
-from .segmenter import Report, VideoSegmenter
+from .demo_segment import NETWORK, segment, segment_street
+from .segmenter import Report
 from .writer import VideoWriter
 
 TIMED_FRAMES = 8
 TIMED_ROUNDS = 5
-NETWORK, LAYER = "twnet_mobilenetv2", 2
 AGREEMENT = 0.05  # of 255; grid_sample's float32 coordinates alone cost some 0.006
 
 
@@ -199,6 +195,7 @@ def run(clip: Clip, frames: int, output: Path, call: Caller) -> Quality:
         with CodecReader(path) as reader:
             quality, best, samples = _stream(reader, output, call)
         report = segment(path, output / "segmented.mp4")
+    accuracy = segment_street(output / "street.mp4")
     _print_quality(quality)
     _print_times(time_backends(samples))
     at = best_of(quality)
@@ -209,8 +206,8 @@ def run(clip: Clip, frames: int, output: Path, call: Caller) -> Quality:
         still=quality.still[at],
         warped=quality.bilinear[at],
     )
-    _print_report(report)
-    names = ("prediction.png", "prediction.mp4", "segmented.mp4")
+    _print_report(report, accuracy)
+    names = ("prediction.png", "prediction.mp4", "segmented.mp4", "street.mp4")
     print("\nWritten:", ", ".join(str(output / name) for name in names))
     return quality
 
@@ -247,25 +244,12 @@ def _stream(
     return quality, best, samples
 
 
-def segment(path: Path, output: Path) -> Report:
-    """The network of the paper on the same video: overlays with legend and marks of key frames."""
-    torch.manual_seed(0)
-    segmenter = VideoSegmenter(calibrate(create_model(NETWORK, layer=LAYER)))
-    frames = segmenter.open(path)
-    with VideoWriter(output, frames.rate) as video, _bar(frames.length, "TWNet") as bar:
-        for result in segmenter(frames):
-            picture = overlay(result.frame, result.labels, CITYSCAPES)
-            add_legend(picture, result.labels, CITYSCAPES)
-            video.write(add_mark(picture, result.index, result.is_key))
-            bar.update()
-    return segmenter.report
-
-
-def _print_report(report: Report) -> None:
-    print(f"\nSegmented by {NETWORK}, layer {LAYER}: {report.frames} frames, of them")
+def _print_report(report: Report, accuracy: float) -> None:
+    print(f"\nSegmented by {NETWORK}: {report.frames} frames, of them")
     print(f"  {report.key_frames} key frames, decoded, segmented and written", end=" ")
     print(f"at {report.frames / report.seconds:.1f} frames a second")
-    print("  The network is untrained: colours show where labels are the same, not what is there.")
+    print("  The network has learned from generated streets alone: on such a street its mean IoU")
+    print(f"  is {accuracy:.1%}; on real footage it shows what carries over, which is not much.")
 
 
 def _print_quality(quality: Quality) -> None:

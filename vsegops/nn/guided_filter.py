@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import _checks
-from ..ops.guided_filter import DELAYS_3X3, Offset, guided_filter, label_edges
+from ..ops.guided_filter import DELAYS_3X3, DELAYS_5X5, Offset, guided_filter, label_edges
 from ._operators import OperatorModule
 
 _VARIANTS = ("published", "paper")
 _NORMALIZATIONS = ("sum", "softmax")
 
-#: What the published code keeps as kernels, beside a copy: eight shifts, and a ninth that is empty.
-_PUBLISHED_DELAYS: tuple[Offset, ...] = (*(d for d in DELAYS_3X3 if d != (0, 0)), None)
+#: The delays in a window, by its width.
+_DELAYS: Mapping[int, tuple[Offset, ...]] = {3: DELAYS_3X3, 5: DELAYS_5X5}
 
 
 class GuidedSpatiallyVaryingConv(OperatorModule):
@@ -35,6 +35,8 @@ class GuidedSpatiallyVaryingConv(OperatorModule):
       Laplacian of the labels is not 0.
     - `"paper"`: nine delays and intra make 10; the edge map is the logistic function of it.
 
+    A window of 5 x 5 has 17 delays (see `vsegops.ops.guided_filter.DELAYS_5X5`) in place of nine.
+
     The delays are a parameter, `ideal_dk.filter_copy_s` `[9, 1, 1, 3, 3]`, which does not ask for a
     gradient: one-hot kernels are shifts. With other kernels (`requires_grad_()` trains them, a
     checkpoint may hold trained ones) each candidate is a convolution, as published, at the cost of
@@ -45,6 +47,9 @@ class GuidedSpatiallyVaryingConv(OperatorModule):
         variant: `"published"` or `"paper"`.
         normalize: how guides become weights: `"sum"` (as published; the guide ends in a ReLU) or
             `"softmax"` (and it does not).
+        intra: False: the current frame is not looked at (the paper's table 4). There is no network
+            for it then, and the guide knows the edges alone.
+        window: 3, or 5 (the supplement's table A6).
         scale: pixels per unit of flow, as for `vsegops.flow_warp`. GSVNet's flow network is trained
             for 0.25.
 
@@ -70,33 +75,48 @@ class GuidedSpatiallyVaryingConv(OperatorModule):
         variant: str = "published",
         *,
         normalize: str = "sum",
+        intra: bool = True,
+        window: int = 3,
         scale: float | Sequence[float] | str = 1.0,
     ) -> None:
         super().__init__()
         _checks.check_option("variant", variant, _VARIANTS)
         _checks.check_option("normalize", normalize, _NORMALIZATIONS)
+        _checks.check_bool("intra", intra)
+        if window not in _DELAYS:
+            raise _checks.error("window", f"one of {', '.join(map(str, _DELAYS))}", window)
         _checks.flow_scale(scale)
         self.num_classes, self.variant = num_classes, variant
         self.normalize, self.scale = normalize, scale
         published = variant == "published"
         #: Candidates that come before the delays.
         self._copies: tuple[Offset, ...] = ((0, 0),) if published else ()
-        self.ideal_dk = IdealDelays(_PUBLISHED_DELAYS if published else DELAYS_3X3)
-        self.intra_net = IntraNetwork(num_classes)
-        channels = len(self._copies) + len(self.ideal_dk.filter_copy_s) + 1
-        self.guide = GuidingNetwork(num_classes, channels, positive=normalize == "sum")
+        delays = _DELAYS[window]
+        if published:  # kept beside the copy: the shifts, and one that is empty
+            delays = (*(delay for delay in delays if delay != (0, 0)), None)
+        self.ideal_dk = IdealDelays(delays, window)
+        self.intra_net = IntraNetwork(num_classes) if intra else None
+        channels = len(self._copies) + len(delays) + intra
+        self.guide = GuidingNetwork(
+            num_classes if intra else 0, channels, positive=normalize == "sum"
+        )
 
     def forward(self, logits: Tensor, image: Tensor, flow: Tensor | None = None) -> Tensor:
         _checks.check_tensor("logits", logits, ("N", self.num_classes, "H", "W"))
         n, _, h, w = logits.shape
         _checks.check_tensor("image", image, (n, 3, h, w), like=logits)
         response = "binary" if self.variant == "published" else "sigmoid"
-        intra = self.intra_net(image)
+        intra = None if self.intra_net is None else self.intra_net(image)
         edges = self.run(label_edges, logits, flow=flow, scale=self.scale, response=response)
-        guide = self.guide(intra, edges)
+        guide = self.guide(edges) if intra is None else self.guide(intra, edges)
         delays, normalize = self.ideal_dk.offsets(), self.normalize
-        if delays is None:
-            guide, delays, normalize = self._over_window(guide), DELAYS_3X3, "none"
+        if delays is None or intra is None:
+            guide, normalize = self._weights(guide), "none"
+            if delays is None:
+                guide, delays = self._over_window(guide), self.ideal_dk.window
+            if intra is None:
+                intra = torch.zeros_like(logits)
+                guide = torch.cat((guide, torch.zeros_like(guide[:, :1])), 1)
         return self.run(
             guided_filter,
             logits,
@@ -108,18 +128,21 @@ class GuidedSpatiallyVaryingConv(OperatorModule):
             scale=self.scale,
         )
 
-    def _over_window(self, guide: Tensor) -> Tensor:
-        """Weights of the window's pixels in place of the guide of the delays.
-
-        `sum_k g_k (kernel_k * S)` is a sum over 3 x 3 pixels of S whatever the kernels are.
-        """
+    def _weights(self, guide: Tensor) -> Tensor:
+        """As the operator normalises."""
         if self.normalize == "softmax":
-            weights = guide.softmax(1)
-        else:
-            weights = guide / (guide.sum(1, keepdim=True) + 1e-9)
-        copies = len(self._copies)
-        window = F.conv2d(weights[:, copies:-1], self.ideal_dk.taps())
-        return torch.cat((weights[:, :copies], window, weights[:, -1:]), 1)
+            return guide.softmax(1)
+        return guide / (guide.sum(1, keepdim=True) + 1e-9)
+
+    def _over_window(self, weights: Tensor) -> Tensor:
+        """Weights of the window's pixels in place of those of the delays.
+
+        `sum_k g_k (kernel_k * S)` is a sum over the window's pixels of S whatever the kernels are.
+        """
+        first = len(self._copies)
+        end = first + len(self.ideal_dk.filter_copy_s)
+        window = F.conv2d(weights[:, first:end], self.ideal_dk.taps())
+        return torch.cat((weights[:, :first], window, weights[:, end:]), 1)
 
     def extra_repr(self) -> str:
         return (
@@ -129,14 +152,21 @@ class GuidedSpatiallyVaryingConv(OperatorModule):
 
 
 class IdealDelays(nn.Module):
-    """Kernels of 3 x 3 that delay: `kernel * S = S(p + offset)` where they are one-hot."""
+    """Kernels that delay: `kernel * S = S(p + offset)` where they are one-hot.
 
-    def __init__(self, delays: Sequence[Offset]) -> None:
+    Attributes:
+        window: the offset of each of a kernel's entries.
+    """
+
+    def __init__(self, delays: Sequence[Offset], width: int) -> None:
         super().__init__()
-        kernels = torch.zeros(len(delays), 1, 1, 3, 3)
+        half = width // 2
+        reach = range(-half, half + 1)
+        self.window: tuple[Offset, ...] = tuple((dy, dx) for dy in reach for dx in reach)
+        kernels = torch.zeros(len(delays), 1, 1, width, width)
         for kernel, delay in zip(kernels, delays, strict=True):
             if delay is not None:
-                kernel[0, 0, 1 + delay[0], 1 + delay[1]] = 1
+                kernel[0, 0, half + delay[0], half + delay[1]] = 1
         self.filter_copy_s = nn.Parameter(kernels, requires_grad=False)
         self._offsets: tuple[Offset, ...] | None = tuple(delays)
         self._seen = (id(self.filter_copy_s), self.filter_copy_s._version)
@@ -153,7 +183,7 @@ class IdealDelays(nn.Module):
         return self._offsets
 
     def taps(self) -> Tensor:
-        """The kernels as a 1 x 1 convolution from delays to the window: [9, D, 1, 1]."""
+        """The kernels as a 1 x 1 convolution from delays to the window."""
         return self.filter_copy_s.flatten(1).T[:, :, None, None]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> IdealDelays:
@@ -166,18 +196,17 @@ class IdealDelays(nn.Module):
         kernels = self.filter_copy_s
         self._seen = (id(kernels), kernels._version)
         if not kernels.is_meta:
-            self._offsets = _one_hot(kernels.flatten(1).tolist())
+            self._offsets = self._one_hot(kernels.flatten(1).tolist())
+
+    def _one_hot(self, kernels: Sequence[Sequence[float]]) -> tuple[Offset, ...] | None:
+        """The offset of each kernel's one (None: all are 0); None where there is another number."""
+        if any(set(kernel) - {0, 1} or sum(kernel) > 1 for kernel in kernels):
+            return None
+        return tuple(self.window[kernel.index(1)] if 1 in kernel else None for kernel in kernels)
 
 
 def _read(delays: IdealDelays, _: object) -> None:
     delays.read()
-
-
-def _one_hot(kernels: Sequence[Sequence[float]]) -> tuple[Offset, ...] | None:
-    """The offset of each kernel's one (None: all are 0), or None where there is another number."""
-    if any(set(kernel) - {0, 1} or sum(kernel) > 1 for kernel in kernels):
-        return None
-    return tuple(DELAYS_3X3[kernel.index(1)] if 1 in kernel else None for kernel in kernels)
 
 
 class IntraNetwork(nn.Module):
@@ -194,7 +223,7 @@ class IntraNetwork(nn.Module):
 
 
 class GuidingNetwork(nn.Module):
-    """The guide, from logits of the current frame and the edges of the propagated labels.
+    """The guide, from the edges of the propagated labels, and with them logits of the frame.
 
     What was made at half and at a quarter of the size is enlarged to the size it had there, so that
     any size will do; the published network needs multiples of 4, where it is the same.
@@ -212,8 +241,8 @@ class GuidingNetwork(nn.Module):
         decoder = _convolution(32, channels)
         self.guide_decoder = nn.Sequential(*(decoder if positive else decoder[:-1]))
 
-    def forward(self, intra: Tensor, edges: Tensor) -> Tensor:
-        full = self.guide_conv(torch.cat((intra, edges), 1))
+    def forward(self, *maps: Tensor) -> Tensor:
+        full = self.guide_conv(torch.cat(maps, 1))
         half = self.guide_conv_feat[:3](full)
         x = self.guide_conv_feat[3:](half)
         x = self.guide_deconv[:3](_resized(x, half))

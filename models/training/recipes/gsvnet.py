@@ -37,7 +37,7 @@ _CITYSCAPES = Recipe(
 RECIPES = {
     "gsvnet_streets": Recipe(
         about="GSVNet over sfnet_lite_streets on generated streets",
-        model="gsvnet_sfnet_lite_resnet18",
+        model="gsvnet_sfnet_lite_resnet18_x0_25",
         data=replace(STREETS, before=BEFORE),
         task="interval",
         loss="gsvnet",

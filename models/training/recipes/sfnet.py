@@ -29,13 +29,13 @@ _LITE = Recipe(
 
 RECIPES = {
     "sfnet_lite_streets": Recipe(
-        about="SFNet-Lite over ResNet-18 on generated streets",
-        model="sfnet_lite_resnet18",
+        about="SFNet-Lite over a quarter of ResNet-18 on generated streets",
+        model="sfnet_lite_resnet18_x0_25",
         data=replace(STREETS, share=0.5, tile=128),
         task="images",
         loss="sfnet",
         loss_options={"min_kept": 10_000},
-        steps=480,
+        steps=1500,
         optimiser=replace(PAPER, rate=0.05),
         batch=8,
         augmentation="sfnet",

@@ -29,13 +29,13 @@ _CITYSCAPES = Recipe(
 RECIPES = {
     "tmanet_streets": replace(
         _CITYSCAPES,
-        about="TMANet over ResNet-18 with two frames of memory on generated streets",
-        model="tmanet_resnet18",
+        about="TMANet over a quarter of ResNet-18 with two frames of memory on generated streets",
+        model="tmanet_resnet18_x0_25",
         data=replace(STREETS, before=(2, 1)),
-        steps=360,
+        steps=500,
         options={"memory": 2, "deep_supervision": True},
-        batch=4,
-        crop=(64, 128),
+        batch=8,
+        crop=(96, 192),
         checkpoint_every=100,
     ),
     "tmanet_cityscapes": _CITYSCAPES,
