@@ -480,3 +480,25 @@ def test_loading_does_not_depend_on_the_number_of_processes():
 def test_examples(module):
     result = doctest.testmod(module)
     assert result.attempted > 0 and not result.failed
+
+
+# --- clips of one's own ---------------------------------------------------------------------------
+
+
+def test_clips_of_ones_own(tmp_path) -> None:
+    for clip, labelled in (("a", (2, 3)), ("b", None)):
+        for number in range(4):
+            plain(tmp_path / "train" / clip / "frames" / f"{number:03}.png", number)
+        for number in labelled or ():
+            save(tmp_path / "train" / clip / "labels" / f"{number:03}.png", np.full(SIZE, number))
+    found = datasets.clips(tmp_path, "train", before=(2, 1))
+    assert len(found) == 4  # the labelled ones of a; of b those with two before them
+    frames, labels = found[1]
+    assert frames[:, 0, 0, 0].tolist() == [1, 2, 3] and labels.unique().tolist() == [3]
+    frames, labels = found[3]
+    assert frames[:, 0, 0, 0].tolist() == [1, 2, 3] and labels.unique().tolist() == [255]
+    assert len(datasets.clips(tmp_path)) == 6
+    with pytest.raises(Missing, match="clips: expected .*val"):
+        datasets.clips(tmp_path, "val")
+    with pytest.raises(Missing, match="found none that is used"):
+        datasets.clips(tmp_path, before=(4,))

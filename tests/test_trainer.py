@@ -27,8 +27,15 @@ pytest.importorskip("tqdm", reason="tqdm is not installed")
 
 from PIL import Image  # noqa: E402
 
-from vsegops.models import cli, create_model  # noqa: E402
-from vsegops.models.training import checkpoint, recipe, report, tasks, trainer  # noqa: E402
+from vsegops.models import cli, create_model, export_onnx  # noqa: E402
+from vsegops.models.training import (  # noqa: E402
+    checkpoint,
+    losses,
+    recipe,
+    report,
+    tasks,
+    trainer,
+)
 from vsegops.models.training.recipe import Optimiser, changed  # noqa: E402
 from vsegops.models.training.recipes import RECIPES  # noqa: E402
 from vsegops.models.training.sampling import Draws  # noqa: E402
@@ -378,3 +385,70 @@ def test_a_table_has_classes_and_distances() -> None:
 def test_examples() -> None:
     found = doctest.testmod(recipe)
     assert found.attempted > 0 and not found.failed
+
+
+# --- distillation ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def clips(tmp_path: Path) -> Path:
+    """Frames without labels to train on, with labels to evaluate with."""
+    generator = torch.Generator().manual_seed(0)
+    for split in ("train", "val"):
+        folder = tmp_path / "clips" / split / "a"
+        (folder / "frames").mkdir(parents=True)
+        for number in range(2):
+            frame = torch.randint(256, (32, 64, 3), generator=generator, dtype=torch.uint8)
+            Image.fromarray(frame.numpy()).save(folder / "frames" / f"{number}.png")
+    (folder / "labels").mkdir()
+    Image.new("L", (64, 32), 3).save(folder / "labels" / "1.png")
+    return tmp_path / "clips"
+
+
+def distilled(clips: Path, teacher: Any, **changes: Any) -> recipe.Recipe:
+    data = replace(TINY.data, name="clips", root=str(clips), share=0.0)
+    options = {"teacher": teacher, "labels": 0.0}
+    return replace(TINY, data=data, task="distilled", task_options=options, batch=2, **changes)
+
+
+def test_a_student_comes_closer_to_its_teacher(clips: Path, tmp_path: Path) -> None:
+    """Of frames without labels, where nothing else could be learned from."""
+    torch.manual_seed(1)
+    teacher = create_model("sfnet_df2").eval()
+    torch.save(teacher.state_dict(), tmp_path / "teacher.pt")
+    chosen = distilled(clips, f"sfnet_df2:{tmp_path / 'teacher.pt'}", steps=12, augmentation="")
+    result = trainer.train(chosen, tmp_path / "run")
+    found = [float(row["loss"]) for row in rows(tmp_path / "run")]
+    assert found[-1] < 0.5 * found[0]
+    assert result.matrices["all"].counts.sum() == 32 * 64  # the one frame with labels
+    assert not any(name.startswith("_teacher") for name in weights(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("labels", [0.0, 2.0])
+def test_the_loss_of_a_student(labels: float) -> None:
+    student, wanted = create_model("sfnet_df1").eval(), torch.randn(2, 19, 4, 8)
+    task = tasks.Distilled(student, losses.tmanet(), lambda x: wanted, labels, 3.0, temperature=2.0)
+    frames = torch.randint(256, (2, 1, 32, 64, 3), dtype=torch.uint8)
+    truth = torch.randint(19, (2, 32, 64), dtype=torch.uint8)
+    logits = student(student.preprocess(frames[:, 0]))
+    expected = 3.0 * losses.distillation(
+        logits, wanted, (32, 64), temperature=2.0, align_corners=True
+    )
+    expected = expected + labels * losses.tmanet()(logits, truth)
+    assert torch.allclose(task(frames, truth, None, 0), expected)
+
+
+def test_an_onnx_file_teaches(clips: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    file = tmp_path / "teacher.onnx"
+    export_onnx(create_model("sfnet_df1").eval(), file, size=(32, 32), batch=2)
+    trainer.train(distilled(clips, str(file), steps=2), tmp_path / "run")
+    assert len(rows(tmp_path / "run")) == 2
+
+
+def test_a_teacher_that_does_not_fit() -> None:
+    student = create_model("sfnet_df1")
+    for name in ("swiftnet_resnet18", "twnet_mobilenetv1"):
+        with pytest.raises(ValueError, match="teacher: expected an image model whose"):
+            tasks.Distilled(student, losses.sfnet(), name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import redirect_stderr
 from pathlib import Path
 from typing import NamedTuple
@@ -31,24 +31,28 @@ class Trained(NamedTuple):
 def train_all(
     recipes: Mapping[str, Recipe], root: Path, processes: int | None = None
 ) -> Iterator[Trained]:
-    """Train each in a folder of its name; those that are parts of others first.
+    """Train each in a folder of its name, in order, but what is a part of others before them.
 
     One that was interrupted goes on, one that had ended is evaluated again.
     """
+    processes = processes or cores()
+    waiting, running = dict(recipes), dict[Future[Trained], str]()
     context = multiprocessing.get_context("spawn")
     with (
         tqdm(total=len(recipes), unit="run", disable=None) as bar,
-        ProcessPoolExecutor(processes or cores(), context) as pool,
+        ProcessPoolExecutor(processes, context) as pool,
     ):
-        for dependent in (False, True):
-            futures = [
-                pool.submit(_train, name, recipe, root / name)
-                for name, recipe in recipes.items()
-                if bool(recipe.parts) is dependent
-            ]
-            for future in as_completed(futures):
+        while waiting or running:
+            for name, recipe in list(waiting.items()):
+                unfinished = {*waiting, *running.values()}
+                if len(running) < processes and unfinished.isdisjoint(recipe.parts.values()):
+                    running[pool.submit(_train, name, recipe, root / name)] = name
+                    del waiting[name]
+            if not running:
+                raise ValueError(f"recipes: {', '.join(waiting)} wait for each other")
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
                 trained = future.result()
-                bar.set_postfix_str(trained.name)
+                bar.set_postfix_str(running.pop(future))
                 bar.update()
                 yield trained
 

@@ -42,7 +42,7 @@ RECIPES = {
         task="interval",
         loss="gsvnet",
         loss_options={"weight": None},
-        steps=384,
+        steps=300,
         options={"keyframe_scale": 1.0},
         parts={"keyframe": "sfnet_lite_streets"},
         optimiser=replace(PUBLISHED, schedule="poly", power=0.9, every=1),

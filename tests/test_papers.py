@@ -1,0 +1,155 @@
+"""The papers' tables: what is trained, what is shown of it, that an interrupted night goes on."""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.append(str(Path(__file__).parents[1]))  # `bench` is not installed
+pytest.importorskip("av", reason="PyAV is not installed")
+pytest.importorskip("PIL", reason="Pillow is not installed")
+pytest.importorskip("matplotlib")
+pytest.importorskip("tqdm")
+
+from bench.papers import __main__ as command  # noqa: E402
+from bench.papers import report, speed  # noqa: E402
+from bench.papers.runs import RUNS, folder, with_seed  # noqa: E402
+from bench.papers.tables import CURVES, TABLES  # noqa: E402
+
+from vsegops.models.training import tasks  # noqa: E402
+from vsegops.models.training.recipe import changed  # noqa: E402
+
+TINY = ["steps=1", "batch=2", "crop=(32, 32)", "distances=2", "data.before=(1,)"]
+TINY += ["data.size=(32, 64)", "data.streets=1", "data.labelled=(2, 3)", "data.held_out=1"]
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """GSVNet's two runs of table 4, as small as they can be, in another place."""
+    runs = {name: RUNS["gsvnet"][name] for name in ("sfnet_lite", "gsvnet")}
+    small = {
+        name: changed(run, [*TINY, f"data.root={tmp_path / 'streets'}", "data.share=0.0"])
+        for name, run in runs.items()
+    }
+    monkeypatch.setattr(command, "RUNS", {"gsvnet": small})
+    monkeypatch.setattr(command, "RESULTS", tmp_path / "papers.json")
+    monkeypatch.setattr(command, "RUNS_FOLDER", tmp_path / "runs")
+    return small
+
+
+def invented(run: str, seed: int) -> dict[str, Any]:
+    """A result whose numbers tell where they came from."""
+    base = 10.0 * (1 + seed) + len(run)
+    names = ["mean", "pole", "traffic sign", "traffic light", "person", "rider", "bicycle"]
+    names += [f"category {name}" for name in report_categories()]
+    return {
+        "recipe": "",
+        "minutes": 1.5,
+        "curve": [base - x for x in range(12)],
+        "average": [base - x / 2 for x in range(12)],
+        "all": dict.fromkeys(names, base),
+    }
+
+
+def report_categories() -> list[str]:
+    from vsegops.models.training.classes import CATEGORIES
+
+    return list(CATEGORIES)
+
+
+@pytest.fixture
+def results() -> dict[str, Any]:
+    names = {name for runs in RUNS.values() for name in runs}
+    return {
+        "runs": {name: {str(s): invented(name, s) for s in range(3)} for name in names},
+        "speed": {
+            paper: dict.fromkeys(runs, {"frame": 20.0, "step": 12.345, "state": 1.5})
+            for paper, runs in RUNS.items()
+        },
+        "environment": {"cpu": "a processor"},
+    }
+
+
+def test_every_run_can_be_built() -> None:
+    for runs in RUNS.values():
+        for recipe in runs.values():
+            tasks.build_model(recipe)
+            # what parts are named is trained in the same table
+            assert set(recipe.parts.values()) <= runs.keys()
+
+
+def test_tables_and_curves_name_runs_of_their_paper() -> None:
+    for table in TABLES:
+        assert {row.run for row in table.rows} <= RUNS[table.paper].keys()
+        assert all(len(row.paper) == len(table.paper_columns) for row in table.rows)
+    for curve in CURVES:
+        assert {x for panel in curve.panels.values() for x in panel.values()} <= RUNS[
+            curve.paper
+        ].keys()
+
+
+def test_rows_of_a_table_have_the_same_budget() -> None:
+    for table in TABLES:
+        recipes = [RUNS[table.paper][row.run] for row in table.rows]
+        budgets = {(r.steps, r.batch, replace(r.data, before=())) for r in recipes if r.steps}
+        assert len(budgets) == 1, table.title
+
+
+def test_the_report(
+    results: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "DOCS", tmp_path)
+    monkeypatch.setattr(report, "PAGE", tmp_path / "papers.md")
+    del results["runs"]["tmanet_apnb"]  # a paper that is not whole is left out
+    paths = report.write(results)
+    assert {path.name for path in paths} == {"papers.md", *(curve.file for curve in CURVES)}
+    assert all(path.stat().st_size for path in paths)
+    text = (tmp_path / "papers.md").read_text()
+    assert "over 3 seeds" in text and "a processor" in text and "TMANet" not in text
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| FPN + PPM")]
+    base = 20 + len("sfnet_fpn")
+    assert rows == [
+        ["| FPN + PPM", *[f"{base:.1f} ± 10.0"] * 3, "20", "76.6", "40.3 |"],
+    ]
+    minimum = next(line for line in text.splitlines() if line.startswith("| without"))
+    base = 20 + len("gsvnet_without_intra")
+    assert minimum.split(" | ")[1:6] == [f"{base - x:.1f} ± 10.0" for x in range(5)]
+
+
+def test_a_night_goes_on(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is there is not trained again; of another recipe it is refused."""
+    monkeypatch.setattr(speed, "measure", lambda runs: dict.fromkeys(runs, {}))
+    monkeypatch.setattr(report, "write", lambda results: [])
+    assert command.main(["gsvnet", "--seeds", "1", "--processes", "1"]) == 0
+    found = json.loads(command.RESULTS.read_text())
+    assert found["runs"].keys() == {"sfnet_lite", "gsvnet"}
+    result = found["runs"]["gsvnet"]["0"]
+    assert len(result["curve"]) == len(result["average"]) == 2
+    assert 0 <= result["all"]["mean"] <= 100
+    before = copy.deepcopy(found["runs"])
+    assert not command.missing(["gsvnet"], 1, before)
+    todo = command.missing(["gsvnet"], 2, before)
+    assert set(todo) == {("sfnet_lite", 1), ("gsvnet", 1)}
+    assert todo["gsvnet", 1].parts == {"keyframe": folder("sfnet_lite", 1)}
+    other = {**tiny, "gsvnet": replace(tiny["gsvnet"], batch=4)}
+    monkeypatch.setattr(command, "RUNS", {"gsvnet": other})
+    with pytest.raises(SystemExit, match="gsvnet, seed 0 is of another recipe .*batch is 4, was 2"):
+        command.missing(["gsvnet"], 1, before)
+
+
+def test_speed_is_of_frames_and_steps(
+    tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speed, "EFFORT", speed.Effort(least=3, most=3, warmup=1))
+    monkeypatch.setattr(speed, "CpuClock", lambda: __import__("bench.timing").timing.CpuClock(4096))
+    found = speed.measure({name: with_seed(run, 0) for name, run in tiny.items()}, (32, 64))
+    assert found["sfnet_lite"].keys() == {"frame"}
+    assert found["gsvnet"].keys() == {"frame", "step", "state"}
+    assert found["gsvnet"]["state"] == pytest.approx((19 + 3) * 4 * 8 * 4 / 1e6)
+    assert all(value > 0 for each in found.values() for value in each.values())
