@@ -21,7 +21,6 @@ from bench.papers import __main__ as command  # noqa: E402
 from bench.papers import report, speed  # noqa: E402
 from bench.papers.runs import RUNS, folder, with_seed  # noqa: E402
 from bench.papers.tables import CURVES, TABLES  # noqa: E402
-
 from vsegops.models.training import tasks  # noqa: E402
 from vsegops.models.training.recipe import changed  # noqa: E402
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..recipe import Optimiser, Recipe
-from .data import CITYSCAPES, STREETS
+from .data import ADAM, CITYSCAPES, STREETS
 
 #: 2975 images in batches of 16 make 185 steps an epoch.
 EPOCH = 185
@@ -36,8 +36,7 @@ RECIPES = {
         loss="sfnet",
         loss_options={"min_kept": 10_000},
         steps=1500,
-        # In so few steps it comes farther than SGD.
-        optimiser=Optimiser(name="adam", rate=3e-3, weight_decay=1e-4),
+        optimiser=ADAM,
         batch=8,
         augmentation="sfnet",
         crop=(96, 192),

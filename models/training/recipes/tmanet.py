@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..recipe import Optimiser, Recipe
-from .data import CITYSCAPES, STREETS
+from .data import ADAM, CITYSCAPES, STREETS
 
 PUBLISHED = Optimiser(rate=0.01, weight_decay=5e-4, floor=1e-4)
 
@@ -34,6 +34,7 @@ RECIPES = {
         data=replace(STREETS, before=(2, 1)),
         steps=300,
         options={"memory": 2, "deep_supervision": True},
+        optimiser=ADAM,
         batch=8,
         crop=(96, 192),
         checkpoint_every=100,
