@@ -17,6 +17,7 @@ pytest.importorskip("PIL", reason="Pillow is not installed")
 pytest.importorskip("matplotlib")
 pytest.importorskip("tqdm")
 
+from bench import timing  # noqa: E402
 from bench.papers import __main__ as command  # noqa: E402
 from bench.papers import report, speed  # noqa: E402
 from bench.papers.runs import RUNS, folder, with_seed  # noqa: E402
@@ -88,9 +89,8 @@ def test_tables_and_curves_name_runs_of_their_paper() -> None:
         assert {row.run for row in table.rows} <= RUNS[table.paper].keys()
         assert all(len(row.paper) == len(table.paper_columns) for row in table.rows)
     for curve in CURVES:
-        assert {x for panel in curve.panels.values() for x in panel.values()} <= RUNS[
-            curve.paper
-        ].keys()
+        shown = {run for panel in curve.panels.values() for run in panel.values()}
+        assert shown <= RUNS[curve.paper].keys()
 
 
 def test_rows_of_a_table_have_the_same_budget() -> None:
@@ -145,8 +145,8 @@ def test_a_night_goes_on(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) 
 def test_speed_is_of_frames_and_steps(
     tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(speed, "EFFORT", speed.Effort(least=3, most=3, warmup=1))
-    monkeypatch.setattr(speed, "CpuClock", lambda: __import__("bench.timing").timing.CpuClock(4096))
+    monkeypatch.setattr(speed, "EFFORT", timing.Effort(least=3, most=3, warmup=1))
+    monkeypatch.setattr(speed, "CpuClock", lambda: timing.CpuClock(4096))
     found = speed.measure({name: with_seed(run, 0) for name, run in tiny.items()}, (32, 64))
     assert found["sfnet_lite"].keys() == {"frame"}
     assert found["gsvnet"].keys() == {"frame", "step", "state"}

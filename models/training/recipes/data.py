@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..recipe import Data, Optimiser
 
-STREETS = Data("streets", root="runs/streets")
-#: In a few hundred steps it comes farther than the papers' SGD.
-ADAM = Optimiser(name="adam", rate=3e-3, weight_decay=1e-4)
 CITYSCAPES = Data("cityscapes", root="cityscapes")
+STREETS = Data("streets", root="runs/streets")
+#: For streets: in some hundred steps it comes farther than SGD.
+ADAM = Optimiser(name="adam", rate=3e-3, weight_decay=1e-4)
