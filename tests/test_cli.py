@@ -44,7 +44,9 @@ def run(*arguments: object) -> int:
 
 
 def segment(*arguments: object) -> int:
-    return run("segment", *arguments, "--threads", 1)
+    """With random weights, unless another model is asked for."""
+    model = () if "--model" in arguments else ("--model", MODEL)
+    return run("segment", *arguments, *model, "--threads", 1)
 
 
 def pictures(path: Path) -> list[torch.Tensor]:
@@ -83,6 +85,26 @@ def test_a_video(video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert len(shown) == 30 and shown[0].shape == (*SIZE, 3)
     with Image.open(tmp_path / "out.png") as strip:
         assert strip.size[1] == 160 and strip.size[0] > 6 * 200
+
+
+def test_the_default_network_has_weights_of_streets(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    street = tmp_path / "street.mp4"
+    assert cli.main(["clip", str(street), "--street", "1000", "--frames", "6"]) == 0
+    assert len(pictures(street)) == 6
+    assert cli.main(["clip", str(street), "--street", "-1"]) == cli.USAGE
+    capsys.readouterr()
+    command = ["segment", str(street), "-o", str(tmp_path / "out"), "--labels", "png"]
+    assert cli.main(command) == 0
+    assert "generated streets alone" in capsys.readouterr().err
+    model = create_model("gsvnet_sfnet_lite_resnet18_x0_25", weights="streets").eval()
+    assert same(
+        labels(tmp_path / "out" / "street"), [x.labels for x in VideoSegmenter(model)(str(street))]
+    )
+    assert cli.main([*command, "--weights", "streets", "--option", "keyframe_scale=1.0"]) == 0
+    assert cli.main([*command, "--weights", "streets", "--model", MODEL]) == cli.FAILED
+    assert "streets" in capsys.readouterr().err
 
 
 def test_labels_overlay_and_schedule(video: Path, tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -40,7 +42,7 @@ def train_all(
     context = multiprocessing.get_context("spawn")
     with (
         tqdm(total=len(recipes), unit="run", disable=None) as bar,
-        ProcessPoolExecutor(processes, context) as pool,
+        ProcessPoolExecutor(processes, context, initializer=_end_with_parent) as pool,
     ):
         while waiting or running:
             for name, recipe in list(waiting.items()):
@@ -55,6 +57,18 @@ def train_all(
                 bar.set_postfix_str(running.pop(future))
                 bar.update()
                 yield trained
+
+
+def _end_with_parent() -> None:
+    """Of a command that was killed no run goes on, which the next command would do again."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _train(name: str, recipe: Recipe, folder: Path) -> Trained:
