@@ -46,7 +46,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 def invented(run: str, seed: int) -> dict[str, Any]:
     """A result whose numbers tell where they came from."""
     base = 10.0 * (1 + seed) + len(run)
-    names = ["mean", "pole", "traffic sign", "traffic light", "person", "rider", "bicycle"]
+    names = ["mean", "pole", "traffic_sign", "traffic_light", "person", "rider", "bicycle"]
     names += [f"category {name}" for name in report_categories()]
     return {
         "recipe": "",

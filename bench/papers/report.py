@@ -48,7 +48,7 @@ def write(results: Mapping[str, Any]) -> list[Path]:
     paths = [PAGE]
     for curve in CURVES:
         if curve.paper in whole:
-            paths.append(draw(curve, runs))
+            paths.append(draw(curve, runs, results["speed"][curve.paper]))
     for table in TABLES:
         if table.paper in whole:
             parts.append(markdown(table, runs, results["speed"][table.paper]))
@@ -88,7 +88,7 @@ def spread(values: Sequence[float]) -> tuple[float, float]:
     return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-def draw(curve: Curve, runs: Mapping[str, Any]) -> Path:
+def draw(curve: Curve, runs: Mapping[str, Any], speed: Mapping[str, Any]) -> Path:
     figure = Figure(figsize=(5 * len(curve.panels), 3.6), layout="constrained")
     figure.suptitle(curve.title, fontsize=11)
     panels = figure.subplots(1, len(curve.panels), sharey=True, squeeze=False)[0]
@@ -96,7 +96,9 @@ def draw(curve: Curve, runs: Mapping[str, Any]) -> Path:
         for colour, (label, run) in zip(_COLOURS, lines.items(), strict=False):
             values = [curve.values(result) for result in runs[run].values()]
             points = [spread(at) for at in zip(*values, strict=True)]
-            x = range(curve.first, curve.first + len(points))
+            x: Sequence[float] = range(curve.first, curve.first + len(points))
+            if curve.places is not None:
+                x = curve.places(speed[run])
             means, low, high = zip(*((m, m - d, m + d) for m, d in points), strict=True)
             axes.plot(x, means, "o-", color=colour, label=label, markersize=3)
             axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)

@@ -57,7 +57,11 @@ class Curve:
     x: str
     panels: Mapping[str, Mapping[str, str]]  # title -> label -> run
     values: Callable[[Mapping[str, Any]], Sequence[float]] = field(repr=False)
-    first: int = 0  # of x
+    #: Places on x, of a run's speed; None: whole numbers from `first` on.
+    places: Callable[[Mapping[str, float]], Sequence[float]] | None = field(
+        default=None, repr=False
+    )
+    first: int = 0
 
 
 def _class_mean(*names: str) -> Read:
@@ -70,7 +74,7 @@ def _class_mean(*names: str) -> Read:
 
 MEAN = Column("mIoU", lambda result: result["all"]["mean"])
 #: What is thin, or changes its form.
-THIN = Column("poles, signs, lights", _class_mean("pole", "traffic sign", "traffic light"))
+THIN = Column("poles, signs, lights", _class_mean("pole", "traffic_sign", "traffic_light"))
 NON_RIGID = Column("persons, riders, cycles", _class_mean("person", "rider", "bicycle"))
 LAST = Column("mIoU", lambda result: result["curve"][-1])
 FRAME = Column("ms", lambda speed: speed["frame"], of_speed=True)
@@ -206,5 +210,17 @@ CURVES = (
         {"minimum mIoU": {"with intra features": "gsvnet", "without": "gsvnet_without_intra"}},
         lambda result: result["curve"],
         first=1,
+    ),
+    Curve(
+        "gsvnet",
+        "papers-gsvnet-speed.png",
+        "GSVNet: average mIoU and speed at key frame intervals 1 to 5 (figure A6)",
+        "frames a second, 256x512, one thread",
+        {"": {"with intra features": "gsvnet", "5 x 5, learned": "gsvnet_learned_5x5"}},
+        lambda result: result["average"],
+        lambda speed: [
+            1e3 * interval / (speed["frame"] + (interval - 1) * speed["step"])
+            for interval in _INTERVALS
+        ],
     ),
 )
