@@ -22,7 +22,7 @@ from bench.papers import __main__ as command  # noqa: E402
 from bench.papers import report, speed  # noqa: E402
 from bench.papers.runs import RUNS, folder, with_seed  # noqa: E402
 from bench.papers.tables import CURVES, TABLES  # noqa: E402
-from vsegops.models.training import tasks  # noqa: E402
+from vsegops.models.training import classes, tasks  # noqa: E402
 from vsegops.models.training.recipe import changed  # noqa: E402
 
 TINY = ["steps=1", "batch=2", "crop=(32, 32)", "distances=2", "data.before=(1,)"]
@@ -45,22 +45,15 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 def invented(run: str, seed: int) -> dict[str, Any]:
     """A result whose numbers tell where they came from."""
-    base = 10.0 * (1 + seed) + len(run)
-    names = ["mean", "pole", "traffic_sign", "traffic_light", "person", "rider", "bicycle"]
-    names += [f"category {name}" for name in report_categories()]
+    base, distances = 10.0 * (1 + seed) + len(run), range(12 if run.startswith("twnet") else 5)
+    names = ["mean", *classes.CITYSCAPES, *(f"category {name}" for name in classes.CATEGORIES)]
     return {
         "recipe": "",
         "minutes": 1.5,
-        "curve": [base - x for x in range(12)],
-        "average": [base - x / 2 for x in range(12)],
+        "curve": [base - x for x in distances],
+        "average": [base - x / 2 for x in distances],
         "all": dict.fromkeys(names, base),
     }
-
-
-def report_categories() -> list[str]:
-    from vsegops.models.training.classes import CATEGORIES
-
-    return list(CATEGORIES)
 
 
 @pytest.fixture

@@ -73,9 +73,11 @@ def _class_mean(*names: str) -> Read:
 
 
 MEAN = Column("mIoU", lambda result: result["all"]["mean"])
-#: What is thin, or changes its form.
-THIN = Column("poles, signs, lights", _class_mean("pole", "traffic_sign", "traffic_light"))
-NON_RIGID = Column("persons, riders, cycles", _class_mean("person", "rider", "bicycle"))
+#: What is thin, and what changes its form.
+THIN_CLASSES = ("pole", "traffic_sign", "traffic_light")
+NON_RIGID_CLASSES = ("person", "rider", "bicycle")
+THIN = Column("poles, signs, lights", _class_mean(*THIN_CLASSES))
+NON_RIGID = Column("persons, riders, cycles", _class_mean(*NON_RIGID_CLASSES))
 LAST = Column("mIoU", lambda result: result["curve"][-1])
 FRAME = Column("ms", lambda speed: speed["frame"], of_speed=True)
 STEP = Column("ms", lambda speed: speed["step"], of_speed=True)
