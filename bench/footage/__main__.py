@@ -28,6 +28,7 @@ from vsegops.models.training.recipes import RECIPES
 from vsegops.models.video.overlay import overlay
 from vsegops.models.video.pictures import annotate, mosaic
 from vsegops.models.video.writer import save_png
+from vsegops.nn import ConfusionMatrix
 
 from .. import footage
 from ..environment import environment
@@ -83,23 +84,21 @@ def judge(name: str, image_model: ImageModel, model: VideoModel, distances: int)
             return [Clip(*sample) for sample in samples]
         return [coded(sample, model.motion_stride) for sample in samples]
 
-    held_out = clips("val", distances - 1)
-    alone = evaluate_images(image_model, ((clip.frames, clip.labels) for clip in held_out))  # type: ignore[misc]
+    def alone(found: list[Clip]) -> ConfusionMatrix:
+        samples = (datasets.Sample(clip.frames, clip.labels) for clip in found)
+        return evaluate_images(image_model, samples)
+
+    held_out, street = clips("val", distances - 1), clips("street", 4)
     carried = evaluate_video(model, held_out, distances)
-    street = clips("street", 4)
+    by_class = zip(CLASSES, alone(held_out).iou().tolist(), strict=True)
     return {
         "frames": len(held_out),
-        "alone": alone.mean_iou().item(),
-        "alone, classes": dict(zip(CLASSES, alone.iou().tolist(), strict=True)),
+        "alone": alone(held_out).mean_iou().item(),
+        "alone, classes": dict(by_class),
         "average": carried.average(),
         "minimum": carried.minimum(),
         "curve": carried.curve(),
-        "street, alone": evaluate_images(
-            image_model,
-            ((clip.frames, clip.labels) for clip in street),  # type: ignore[misc]
-        )
-        .mean_iou()
-        .item(),
+        "street, alone": alone(street).mean_iou().item(),
         "street, after 4 frames": evaluate_video(model, street, 5).minimum(),
     }
 

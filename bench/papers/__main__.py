@@ -57,11 +57,13 @@ def missing(
     return found
 
 
-def train(todo: Mapping[tuple[str, int], Recipe], results: dict[str, Any], processes: int) -> None:
+def train(
+    todo: Mapping[tuple[str, int], Recipe], results: dict[str, Any], processes: int, device: str
+) -> None:
     """Train, and write each result when it is there."""
     names = {folder(run, seed): (run, seed) for run, seed in todo}
     recipes = {name: todo[at] for name, at in names.items()}
-    for trained in train_all(recipes, RUNS_FOLDER, processes):
+    for trained in train_all(recipes, RUNS_FOLDER, processes, device):
         run, seed = names[trained.name]
         results["runs"].setdefault(run, {})[str(seed)] = {
             "recipe": recipes[trained.name].json(),
@@ -85,6 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("papers", nargs="*", help=f"of {', '.join(RUNS)}; default: all")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--processes", type=int, default=0, help="default: one for each core")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda; default: cpu")
     parser.add_argument("--report", action="store_true", help="train nothing, measure nothing")
     arguments = parser.parse_args(argv)
     if unknown := set(arguments.papers) - set(RUNS):
@@ -94,7 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         results = json.loads(RESULTS.read_text())
     if not arguments.report:
         chosen = arguments.papers or list(RUNS)
-        train(missing(chosen, arguments.seeds, results["runs"]), results, arguments.processes)
+        todo = missing(chosen, arguments.seeds, results["runs"])
+        train(todo, results, arguments.processes, arguments.device)
         for paper in chosen:
             results["speed"][paper] = speed.measure(RUNS[paper])
         results["environment"] = environment()

@@ -1,4 +1,4 @@
-"""Many runs of recipes, several at once, each in a process and on one thread."""
+"""Many runs of recipes, several at once, each in a process (on a CPU: on one thread)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ class Trained(NamedTuple):
 
 
 def train_all(
-    recipes: Mapping[str, Recipe], root: Path, processes: int | None = None
+    recipes: Mapping[str, Recipe],
+    root: Path,
+    processes: int | None = None,
+    device: str = "cpu",
 ) -> Iterator[Trained]:
     """Train each in a folder of its name, in order, but what is a part of others before them.
 
@@ -48,7 +51,7 @@ def train_all(
             for name, recipe in list(waiting.items()):
                 unfinished = {*waiting, *running.values()}
                 if len(running) < processes and unfinished.isdisjoint(recipe.parts.values()):
-                    running[pool.submit(_train, name, recipe, root / name)] = name
+                    running[pool.submit(_train, name, recipe, root / name, device)] = name
                     del waiting[name]
             if not running:
                 raise ValueError(f"recipes: {', '.join(waiting)} wait for each other")
@@ -71,10 +74,10 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _train(name: str, recipe: Recipe, folder: Path) -> Trained:
+def _train(name: str, recipe: Recipe, folder: Path, device: str) -> Trained:
     torch.set_num_threads(1)
     folder.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     with (folder / "log.txt").open("a") as log, redirect_stderr(log):
-        evaluation = trainer.train(recipe, folder, resume=True, device="cpu")
+        evaluation = trainer.train(recipe, folder, resume=True, device=device)
     return Trained(name, evaluation, (time.perf_counter() - start) / 60)
