@@ -130,22 +130,27 @@ def _panel(frame: Tensor, labels: Tensor, text: str) -> Tensor:
     return annotate(overlay(frame, labels, PALETTE), text)
 
 
-def show(results: Mapping[str, Any]) -> str:
-    rows = []
+def show(results: Mapping[str, Any]) -> list[list[str]]:
+    """A table's cells."""
+    rows = [["mIoU, %", "held out", "last frame of an interval", "street", "frames a second"]]
     for name, (keyframe, count) in CARRIED.items():
         found, speed = results["accuracy"][name], results["speed"]
-        rows += [
-            [f"{keyframe}, every frame", *_percent(found["alone"], None, found["street, alone"])],
+        mean = (speed[name]["frame"] + (count - 1) * speed[name]["step"]) / count
+        rows.append(
+            [
+                f"{keyframe}, every frame",
+                *_percent(found["alone"], None, found["street, alone"]),
+                number(1e3 / speed[keyframe]["frame"]),
+            ]
+        )
+        rows.append(
             [
                 f"{name}, key frame every {count}",
                 *_percent(found["average"], found["minimum"], found["street, after 4 frames"]),
-            ],
-        ]
-        rows[-2].append(number(1e3 / speed[keyframe]["frame"]))
-        mean = (speed[name]["frame"] + (count - 1) * speed[name]["step"]) / count
-        rows[-1].append(number(1e3 / mean))
-    header = ["mIoU in per cent", "held out", "last frame", "street", "frames/s"]
-    return table(header, rows)
+                number(1e3 / mean),
+            ]
+        )
+    return rows
 
 
 def _percent(*values: float | None) -> list[str]:
@@ -174,7 +179,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "speed": measure(STUDENTS, SIZE),
     }
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-    print(show(results), f"written: {RESULTS}, {draw(models)}", sep="\n\n")
+    header, *rows = show(results)
+    print(table(header, rows), f"written: {RESULTS}, {draw(models)}", sep="\n\n")
     return 0
 
 

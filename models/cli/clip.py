@@ -7,9 +7,6 @@ from typing import Any
 
 from . import Formatter, UsageError
 
-#: The size of generated streets: that of those that the shipped weights have learned from.
-STREET = (128, 256)
-
 EXAMPLES = """examples:
   vsegops clip clip.mp4
   vsegops clip short.mp4 --frames 24
@@ -30,7 +27,7 @@ def add(subparsers: Any) -> None:
     parser.add_argument("output", metavar="OUT.mp4")
     parser.add_argument("--frames", type=int, default=120, metavar="N", help="default: 120")
     parser.add_argument(
-        "--street", type=int, metavar="SEED", help="a generated street, of 128x256 pixels"
+        "--street", type=int, metavar="SEED", help="a generated street, of 256x512 pixels"
     )
     parser.set_defaults(do=clip)
 
@@ -47,7 +44,7 @@ def clip(arguments: argparse.Namespace) -> int:
     if arguments.street is not None:
         if arguments.street < 0:
             raise UsageError(f"--street: expected 0 or more, got {arguments.street}")
-        write_clip(World(arguments.street, STREET, arguments.frames), arguments.output)
+        write_clip(World(arguments.street, length=arguments.frames), arguments.output)
         print(f"{arguments.output}: street {arguments.street}, {arguments.frames} frames")
         return 0
     found = demo_clip(arguments.frames)

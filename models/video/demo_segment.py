@@ -20,9 +20,8 @@ from .segmenter import Report, Segmented, VideoSegmenter
 from .writer import VideoWriter
 
 NETWORK = "twnet_mobilenetv1_x0_5"
-#: A street that the weights were not trained on, at the size of those that they were.
-STREET, SIZE, FRAMES = 2_000_003, (128, 256), 48
-ENLARGED = 2
+#: A street that the weights were not trained on, and how much of it.
+STREET, FRAMES = 2_000_003, 48
 
 
 def segment(path: Path, output: Path) -> Report:
@@ -39,7 +38,7 @@ def segment(path: Path, output: Path) -> Report:
 
 def segment_street(output: Path, frames: int = FRAMES) -> float:
     """The same of a generated street, whose labels are known; returns the mean IoU."""
-    world = World(STREET, SIZE, frames)
+    world = World(STREET, length=frames)
     segmenter = VideoSegmenter(create_model(NETWORK, weights="streets"))
     matrix = ConfusionMatrix(19)
     with tempfile.TemporaryDirectory() as folder:
@@ -50,18 +49,14 @@ def segment_street(output: Path, frames: int = FRAMES) -> float:
             for result in _shown(segmenter(source), frames, "a generated street"):
                 truth = world[result.index].labels
                 matrix.update(result.labels[None], truth[None])
-                video.write(_side_by_side(result, truth))
+                video.write(_one_above_the_other(result, truth))
     return matrix.mean_iou().item()
 
 
-def _side_by_side(result: Segmented, truth: Tensor) -> Tensor:
-    frame, labels, truth = map(_enlarged, (result.frame, result.labels, truth))
-    ours = add_mark(overlay(frame, labels, CITYSCAPES), result.index, result.is_key)
+def _one_above_the_other(result: Segmented, truth: Tensor) -> Tensor:
+    ours = overlay(result.frame, result.labels, CITYSCAPES)
+    add_mark(ours, result.index, result.is_key)
     return mosaic([[ours], [annotate(colour_picture(truth, CITYSCAPES), "as it was generated")]])
-
-
-def _enlarged(x: Tensor) -> Tensor:
-    return x.repeat_interleave(ENLARGED, 0).repeat_interleave(ENLARGED, 1)
 
 
 def _shown(results: Iterator[Segmented], total: int | None, title: str) -> Iterator[Segmented]:
