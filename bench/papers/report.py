@@ -22,7 +22,8 @@ world ([training](training.md)), and judges it on streets that it was not traine
 have a quarter of the papers' channels (TWNet's half), the frames {size} pixels, a run takes
 {minutes} minutes of one core at most: our numbers and the papers' cannot be compared, the order of
 the rows can. Rows of one table have the same data, steps and batches. Given are the mean and the
-standard deviation over {seeds} seeds, in per cent. Times are milliseconds of one thread for a frame
+standard deviation over {seeds} seeds, in per cent, and in brackets those of the gain over the first
+row, seed by seed: rows of a seed share what they are built on. Times are milliseconds of one thread for a frame
 of 256x512, from the frame to its labels ({cpu}).
 """
 
@@ -66,21 +67,33 @@ def _last(table: Table) -> bool:
 def markdown(table: Table, runs: Mapping[str, Any], speed: Mapping[str, Any]) -> str:
     titles = ["", *(column.title for column in table.columns), *table.paper_columns]
     lines = [titles, ["---", *["---:"] * (len(titles) - 1)]]
+    first, *others = table.columns
+    base = runs[table.rows[0].run]
     for row in table.rows:
-        ours = [
-            cell(column, list(runs[row.run].values()), speed[row.run]) for column in table.columns
-        ]
+        seeds = runs[row.run]
+        ours = [cell(first, seeds, speed[row.run])]
+        if row is not table.rows[0]:
+            ours[0] += f" ({gain(first, seeds, base)})"
+        ours += [cell(column, seeds, speed[row.run]) for column in others]
         theirs = ["" if value is None else f"{value:g}" for value in row.paper]
         lines.append([row.title, *ours, *theirs])
     body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return f"## {table.title}\n\n{table.source}.\n\n{body}\n"
 
 
-def cell(column: Column, results: Sequence[Mapping[str, Any]], speed: Mapping[str, Any]) -> str:
+def cell(column: Column, seeds: Mapping[str, Any], speed: Mapping[str, Any]) -> str:
     if column.of_speed:
         return f"{column.read(speed):.3g}"
-    mean, deviation = spread([column.read(result) for result in results])
+    mean, deviation = spread([column.read(result) for result in seeds.values()])
     return f"{mean:.1f} ± {deviation:.1f}"
+
+
+def gain(column: Column, seeds: Mapping[str, Any], base: Mapping[str, Any]) -> str:
+    """Over the first row, seed by seed: rows share what they are built on."""
+    common = seeds.keys() & base.keys()
+    gains = [column.read(seeds[seed]) - column.read(base[seed]) for seed in common]
+    mean, deviation = spread(gains)
+    return f"{mean:+.1f} ± {deviation:.1f}"
 
 
 def spread(values: Sequence[float]) -> tuple[float, float]:
