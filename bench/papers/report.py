@@ -23,8 +23,8 @@ have a quarter of the papers' channels (TWNet's half), the frames {size} pixels,
 {minutes} minutes of one core at most: our numbers and the papers' cannot be compared, the order of
 the rows can. Rows of one table have the same data, steps and batches. Given are the mean and the
 standard deviation over {seeds} seeds, in per cent, and in brackets those of the gain over the first
-row, seed by seed: rows of a seed share what they are built on. Times are milliseconds of one thread for a frame
-of 256x512, from the frame to its labels ({cpu}).
+row, seed by seed: rows of a seed share what they are built on. Times are milliseconds of one thread
+for a frame of 256x512, from the frame to its labels ({cpu}).
 """
 
 _COLOURS = ("#d1495b", "#b7950b", "#2d6cdf", "#0b6e4f")
