@@ -173,10 +173,7 @@ def _resize(x: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(x, tuple(size), mode="bilinear", align_corners=True)
 
 
-for _keyframe in (
-    "swiftnet_resnet18",
-    "bisenet_resnet18",
-    "sfnet_lite_resnet18",
-    "sfnet_lite_resnet18_x0_25",
-):
+for _keyframe in ("swiftnet_resnet18", "bisenet_resnet18", "sfnet_lite_resnet18"):
     register(f"gsvnet_{_keyframe}", GSVNet, keyframe=_keyframe)
+_keyframe = "sfnet_lite_resnet18_x0_25"  # small enough as it is
+register(f"gsvnet_{_keyframe}", GSVNet, keyframe=_keyframe, keyframe_scale=1.0)

@@ -20,16 +20,20 @@ SHIPPED: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def load_weights(model: nn.Module, name: str, weights: Any) -> None:
+def load_weights(model: nn.Module, name: str, weights: Any) -> list[str]:
     """Load what `create_model(name, weights=weights)` asks for.
+
+    Returns:
+        The entries that inference uses and that are as they were, for they are published elsewhere.
 
     Raises:
         ValueError: they do not fit; or none ship for that model, and the message says for which.
     """
-    if weights != "streets":
-        load_upstream(model, weights)
-    elif name in SHIPPED:
-        for file in SHIPPED[name]:
-            load_upstream(model, FOLDER / file)
-    else:
-        raise ValueError(f"weights: 'streets' ship for {', '.join(SHIPPED)}, not for {name}")
+    files = [weights]
+    if weights == "streets":
+        if name not in SHIPPED:
+            raise ValueError(f"weights: 'streets' ship for {', '.join(SHIPPED)}, not for {name}")
+        files = [FOLDER / file for file in SHIPPED[name]]
+    left = set.intersection(*(set(load_upstream(model, file).initial) for file in files))
+    unused = tuple(getattr(model, "unused_prefixes", ()))
+    return sorted(x for x in left if not x.startswith(unused) and "num_batches" not in x)

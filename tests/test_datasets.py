@@ -487,10 +487,10 @@ def test_examples(module):
 
 def test_clips_of_ones_own(tmp_path) -> None:
     for clip, labelled in (("a", (2, 3)), ("b", None)):
-        for number in range(4):
-            plain(tmp_path / "train" / clip / "frames" / f"{number:03}.png", number)
+        for number in range(4):  # 8 to 11: in the order of numbers, not of letters
+            plain(tmp_path / "train" / clip / "frames" / f"{number + 8}.png", number)
         for number in labelled or ():
-            save(tmp_path / "train" / clip / "labels" / f"{number:03}.png", np.full(SIZE, number))
+            save(tmp_path / "train" / clip / "labels" / f"{number + 8}.png", np.full(SIZE, number))
     found = datasets.clips(tmp_path, "train", before=(2, 1))
     assert len(found) == 4  # the labelled ones of a; of b those with two before them
     frames, labels = found[1]

@@ -447,8 +447,24 @@ def test_an_onnx_file_teaches(clips: Path, tmp_path: Path) -> None:
     assert len(rows(tmp_path / "run")) == 2
 
 
-def test_a_teacher_that_does_not_fit() -> None:
+def test_frames_without_labels_among_others() -> None:
+    """They count for the teacher alone: a mean over no label would be no number."""
+    student = create_model("sfnet_df1", deep_supervision=True).train()
+    task = tasks.Distilled(student, losses.sfnet(min_kept=10), lambda x: torch.zeros(2, 19, 2, 4))
+    frames = torch.randint(256, (2, 1, 32, 64, 3), dtype=torch.uint8)
+    loss = task(frames, torch.full((2, 32, 64), 255, dtype=torch.uint8), None, 0)
+    loss.backward()
+    assert loss.isfinite()
+    assert all(x.grad is not None and x.grad.isfinite().all() for x in student.parameters())
+
+
+def test_a_teacher_that_does_not_fit(tmp_path: Path) -> None:
     student = create_model("sfnet_df1")
     for name in ("swiftnet_resnet18", "twnet_mobilenetv1"):
+        torch.save(create_model(name).state_dict(), tmp_path / "weights.pt")
         with pytest.raises(ValueError, match="teacher: expected an image model whose"):
-            tasks.Distilled(student, losses.sfnet(), name)
+            tasks.Distilled(student, losses.sfnet(), f"{name}:{tmp_path / 'weights.pt'}")
+    with pytest.raises(ValueError, match="teacher: expected FILE.onnx or MODEL:FILE, got 'sfnet"):
+        tasks.Distilled(student, losses.sfnet(), "sfnet_df2")
+    with pytest.raises(ValueError, match="model: expected an image model"):
+        tasks.Distilled(create_model("tmanet_resnet18_x0_25"), losses.sfnet(), lambda x: x)

@@ -23,7 +23,7 @@ from vsegops.models.training.evaluate import (
     evaluate_video,
     step_through,
 )
-from vsegops.models.training.recipe import Data, Recipe
+from vsegops.models.training.recipe import Data, Recipe, differences
 from vsegops.models.training.recipes import RECIPES
 from vsegops.models.video.overlay import overlay
 from vsegops.models.video.pictures import annotate, mosaic
@@ -31,7 +31,7 @@ from vsegops.models.video.writer import save_png
 from vsegops.nn import ConfusionMatrix
 
 from .. import footage
-from ..environment import environment
+from ..environment import environment, start_with_allocator
 from ..papers.pool import train_all
 from ..papers.speed import measure
 from ..report import number, table
@@ -62,10 +62,21 @@ STUDENTS: Mapping[str, Recipe] = {
 }
 #: Of each video model the network that segments every frame alone, and the frames it carries over.
 CARRIED = {"gsvnet": (LITE, 5), "twnet": (KEYFRAME, 12)}
+LONGEST = max(count for _, count in CARRIED.values())
 
 PALETTE = Palette(
     CLASSES, ((0, 0, 0), *(CITYSCAPES.colours[i] for i in (11, 18, 13, 9)))
 )  # what is background stays as it is
+
+
+def finished(name: str) -> bool:
+    """There are weights of this recipe, and of those that it is built on."""
+    recipe, folder = STUDENTS[name], RUNS / name
+    if not (folder / checkpoint.WEIGHTS).exists():
+        return False
+    if changes := differences(recipe, (folder / "recipe.json").read_text()):
+        raise SystemExit(f"{folder} is of another recipe ({'; '.join(changes)}); remove it")
+    return all(map(finished, recipe.parts.values()))
 
 
 def trained(name: str) -> Any:
@@ -75,50 +86,54 @@ def trained(name: str) -> Any:
 
 
 def judge(name: str, image_model: ImageModel, model: VideoModel, distances: int) -> dict[str, Any]:
-    """Mean IoUs on the held-out parts, by the teacher, and on labelme's street, by people."""
+    """Mean IoUs on the held-out parts, by the teacher, and on labelme's street, by people.
 
-    def clips(split: str, before: int) -> list[Clip]:
-        found = datasets.clips(DATA.root, split, before=range(before, 0, -1))
-        samples = [found[index] for index in range(len(found))]
-        if model.motion_stride is None:
-            return [Clip(*sample) for sample in samples]
-        return [coded(sample, model.motion_stride) for sample in samples]
-
-    def alone(found: list[Clip]) -> ConfusionMatrix:
-        samples = (datasets.Sample(clip.frames, clip.labels) for clip in found)
-        return evaluate_images(image_model, samples)
-
-    held_out, street = clips("val", distances - 1), clips("street", 4)
-    carried = evaluate_video(model, held_out, distances)
-    by_class = zip(CLASSES, alone(held_out).iou().tolist(), strict=True)
+    Held out are the same frames for all models; of the street the four after the first.
+    """
+    held_out = _samples("val", LONGEST - 1)
+    carried = evaluate_video(model, [_clip(model, x) for x in held_out], distances)
+    alone = evaluate_images(image_model, held_out)
+    # The frame so many after the first is the first that has so many before it.
+    street = [_samples("street", distance)[0] for distance in range(1, 5)]
+    after = ConfusionMatrix(len(CLASSES))
+    for distance, sample in enumerate(street, 1):
+        labels = step_through(model, _clip(model, sample), distance)
+        after.update(labels, sample.labels[None])
     return {
         "frames": len(held_out),
-        "alone": alone(held_out).mean_iou().item(),
-        "alone, classes": dict(by_class),
+        "alone": alone.mean_iou().item(),
+        "alone, classes": dict(zip(CLASSES, alone.iou().tolist(), strict=True)),
         "average": carried.average(),
+        "average, classes": dict(zip(CLASSES, carried.together().iou().tolist(), strict=True)),
         "minimum": carried.minimum(),
         "curve": carried.curve(),
-        "street, alone": alone(street).mean_iou().item(),
-        "street, after 4 frames": evaluate_video(model, street, 5).minimum(),
+        "street, alone": evaluate_images(image_model, street).mean_iou().item(),
+        "street, carried": after.mean_iou().item(),
     }
+
+
+def _samples(split: str, before: int) -> list[datasets.Sample]:
+    found = datasets.clips(DATA.root, split, before=range(before, 0, -1))
+    return [found[index] for index in range(len(found))]
+
+
+def _clip(model: VideoModel, sample: datasets.Sample) -> Clip:
+    """As the model sees it: with a codec's motion, if it uses that."""
+    return Clip(*sample) if model.motion_stride is None else coded(sample, model.motion_stride)
 
 
 def draw(models: Mapping[str, Any]) -> Path:
     """Rows: held-out frames. Columns: the teacher, and each way to segment them."""
-    distances = max(count for _, count in CARRIED.values())
-    found = datasets.clips(DATA.root, "val", before=range(distances - 1, 0, -1))
+    found = _samples("val", LONGEST - 1)
     rows = []
-    for index in (0, len(found) // 4, len(found) // 2, len(found) - 1):
-        sample = found[index]
+    for sample in (found[index] for index in (0, len(found) // 4, len(found) // 2, -1)):
         frame = sample.frames[-1]
         columns = [_panel(frame, sample.labels, "teacher")]
         for name, (keyframe, count) in CARRIED.items():
             model = models[name]
             labels = models[keyframe].predict(models[keyframe].preprocess(frame[None]))[0]
             columns.append(_panel(frame, labels, f"{keyframe}, this frame"))
-            stride = model.motion_stride
-            clip = Clip(*sample) if stride is None else coded(sample, stride)
-            labels = step_through(model, clip, count - 1)[0]
+            labels = step_through(model, _clip(model, sample), count - 1)[0]
             columns.append(_panel(frame, labels, f"{name}, {count - 1} frames on"))
         rows.append(columns)
     PICTURES.mkdir(parents=True, exist_ok=True)
@@ -146,7 +161,7 @@ def show(results: Mapping[str, Any]) -> list[list[str]]:
         rows.append(
             [
                 f"{name}, key frame every {count}",
-                *_percent(found["average"], found["minimum"], found["street, after 4 frames"]),
+                *_percent(found["average"], found["minimum"], found["street, carried"]),
                 number(1e3 / mean),
             ]
         )
@@ -164,7 +179,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.parse_args(argv)
     prepare(Path(DATA.root))
-    todo = {x: y for x, y in STUDENTS.items() if not (RUNS / x / checkpoint.WEIGHTS).exists()}
+    todo = {name: recipe for name, recipe in STUDENTS.items() if not finished(name)}
     for done in train_all(todo, RUNS):
         print(f"{done.name}: {done.minutes:.1f} minutes")
     models = {name: trained(name) for name in STUDENTS}
@@ -185,4 +200,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    start_with_allocator("bench.footage")
     sys.exit(main())

@@ -9,11 +9,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vsegops.models.training.checkpoint import WEIGHTS
 from vsegops.models.training.recipe import Recipe, differences
 from vsegops.models.training.report import Evaluation
 
 from .. import papers
-from ..environment import environment
+from ..environment import environment, start_with_allocator
 from . import report, speed
 from .pool import train_all
 from .runs import RUNS, folder, with_seed
@@ -40,7 +41,7 @@ def _percent(values: Iterable[float]) -> list[float | None]:
 def missing(
     chosen: Sequence[str], seeds: int, done: Mapping[str, Any]
 ) -> dict[tuple[str, int], Recipe]:
-    """What is still to be trained. A result of another recipe is refused."""
+    """What is still to be trained, with its parts. A result of another recipe is refused."""
     found: dict[tuple[str, int], Recipe] = {}
     for paper in chosen:
         for run, recipe in RUNS[paper].items():
@@ -48,6 +49,9 @@ def missing(
                 seeded = with_seed(recipe, seed)
                 result = done.get(run, {}).get(str(seed))
                 if result is None:
+                    for part in recipe.parts.values():  # known, but not kept here
+                        if not (RUNS_FOLDER / folder(part, seed) / WEIGHTS).exists():
+                            found[part, seed] = with_seed(RUNS[paper][part], seed)
                     found[run, seed] = seeded
                 elif changes := differences(seeded, result["recipe"]):
                     raise SystemExit(
@@ -96,16 +100,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if RESULTS.exists():
         results = json.loads(RESULTS.read_text())
     if not arguments.report:
+        results["environment"] = environment()
         chosen = arguments.papers or list(RUNS)
         todo = missing(chosen, arguments.seeds, results["runs"])
         train(todo, results, arguments.processes, arguments.device)
         for paper in chosen:
             results["speed"][paper] = speed.measure(RUNS[paper])
-        results["environment"] = environment()
-        write(results)
+            write(results)
     print(*report.write(results), sep="\n")
     return 0
 
 
 if __name__ == "__main__":
+    start_with_allocator("bench.papers")
     sys.exit(main())

@@ -39,9 +39,13 @@ def train_all(
     """Train each in a folder of its name, in order, but what is a part of others before them.
 
     One that was interrupted goes on, one that had ended is evaluated again.
+
+    Raises:
+        RuntimeError: in the end, if some failed.
     """
     processes = processes or cores()
     waiting, running = dict(recipes), dict[Future[Trained], str]()
+    failed: dict[str, BaseException] = {}
     context = multiprocessing.get_context("spawn")
     with (
         tqdm(total=len(recipes), unit="run", disable=None) as bar,
@@ -56,10 +60,19 @@ def train_all(
             if not running:
                 raise ValueError(f"recipes: {', '.join(waiting)} wait for each other")
             for future in wait(running, return_when=FIRST_COMPLETED).done:
-                trained = future.result()
-                bar.set_postfix_str(running.pop(future))
+                name = running.pop(future)
+                bar.set_postfix_str(name)
                 bar.update()
-                yield trained
+                if error := future.exception():  # the others go on, but those over it
+                    failed[name] = error
+                    for over in [x for x in waiting if name in recipes[x].parts.values()]:
+                        failed[over] = ValueError(f"{name} is missing")
+                        del waiting[over]
+                else:
+                    yield future.result()
+    if failed:
+        what = "; ".join(f"{name}: {error}" for name, error in failed.items())
+        raise RuntimeError(f"{len(failed)} runs failed: {what}")
 
 
 def _end_with_parent() -> None:

@@ -17,14 +17,15 @@ PAGE = DOCS / "papers.md"
 
 HEADER = """# The papers' comparisons, on generated streets
 
-`python -m bench.papers` trains every row of these tables from nothing, on streets of the generated
-world ([training](training.md)), and judges it on streets that it was not trained on. The networks
-have a quarter of the papers' channels (TWNet's half), the frames {size} pixels, a run takes
-{minutes} minutes of one core at most: our numbers and the papers' cannot be compared, the order of
-the rows can. Rows of one table have the same data, steps and batches. Given are the mean and the
-standard deviation over {seeds} seeds, in per cent, and in brackets those of the gain over the first
-row, seed by seed: rows of a seed share what they are built on. Times are milliseconds of one thread
-for a frame of 256x512, from the frame to its labels ({cpu}).
+`python -m bench.papers` trains the rows of these tables, without anything trained elsewhere, on
+streets of the generated world ([training](training.md)), and judges them on streets that they were
+not trained on. The networks have a quarter of the papers' channels (TWNet's half), the frames
+{size} pixels, a run takes {minutes} minutes at most, on one core: our numbers and the papers'
+cannot be compared, the order of the rows can. Rows of one table have the same data, steps and
+batches. Given are the mean and the standard deviation over {seeds} seeds, in per cent, and in
+brackets those of the gain over the first row, seed by seed: rows of a seed share what they are
+built on. Times are milliseconds of one thread for a frame of 256x512, from the frame to its labels
+({cpu}).
 """
 
 _COLOURS = ("#d1495b", "#b7950b", "#2d6cdf", "#0b6e4f")
@@ -33,7 +34,7 @@ _COLOURS = ("#d1495b", "#b7950b", "#2d6cdf", "#0b6e4f")
 def write(results: Mapping[str, Any]) -> list[Path]:
     """The page and its pictures, of those papers whose runs are all there."""
     runs = results["runs"]
-    whole = [name for name, of_paper in RUNS.items() if of_paper.keys() <= runs.keys()]
+    whole = [name for name in RUNS if _whole(name, results)]
     every = [result for seeds in runs.values() for result in seeds.values()]
     if not whole:
         return []
@@ -59,6 +60,12 @@ def write(results: Mapping[str, Any]) -> list[Path]:
     return paths
 
 
+def _whole(paper: str, results: Mapping[str, Any]) -> bool:
+    """Every run has the same seeds, and its speed is measured."""
+    seeds = {tuple(sorted(results["runs"].get(run, ()))) for run in RUNS[paper]}
+    return len(seeds) == 1 and () not in seeds and paper in results["speed"]
+
+
 def _last(table: Table) -> bool:
     """Of its paper."""
     return table is [other for other in TABLES if other.paper == table.paper][-1]
@@ -67,33 +74,28 @@ def _last(table: Table) -> bool:
 def markdown(table: Table, runs: Mapping[str, Any], speed: Mapping[str, Any]) -> str:
     titles = ["", *(column.title for column in table.columns), *table.paper_columns]
     lines = [titles, ["---", *["---:"] * (len(titles) - 1)]]
-    first, *others = table.columns
     base = runs[table.rows[0].run]
     for row in table.rows:
-        seeds = runs[row.run]
-        ours = [cell(first, seeds, speed[row.run])]
-        if row is not table.rows[0]:
-            ours[0] += f" ({gain(first, seeds, base)})"
-        ours += [cell(column, seeds, speed[row.run]) for column in others]
+        ours = [cell(column, runs[row.run], speed[row.run], base) for column in table.columns]
         theirs = ["" if value is None else f"{value:g}" for value in row.paper]
         lines.append([row.title, *ours, *theirs])
     body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return f"## {table.title}\n\n{table.source}.\n\n{body}\n"
 
 
-def cell(column: Column, seeds: Mapping[str, Any], speed: Mapping[str, Any]) -> str:
+def cell(
+    column: Column, seeds: Mapping[str, Any], speed: Mapping[str, Any], base: Mapping[str, Any]
+) -> str:
+    """A mean over seeds, and the gain over `base`, seed by seed, where there is one."""
     if column.of_speed:
         return f"{column.read(speed):.3g}"
     mean, deviation = spread([column.read(result) for result in seeds.values()])
-    return f"{mean:.1f} ± {deviation:.1f}"
-
-
-def gain(column: Column, seeds: Mapping[str, Any], base: Mapping[str, Any]) -> str:
-    """Over the first row, seed by seed: rows share what they are built on."""
-    common = seeds.keys() & base.keys()
-    gains = [column.read(seeds[seed]) - column.read(base[seed]) for seed in common]
-    mean, deviation = spread(gains)
-    return f"{mean:+.1f} ± {deviation:.1f}"
+    text = f"{mean:.1f} ± {deviation:.1f}"
+    gains = [column.read(seeds[seed]) - column.read(base[seed]) for seed in seeds]
+    if any(gains):
+        mean, deviation = spread(gains)
+        text += f" ({mean:+.1f} ± {deviation:.1f})"
+    return text
 
 
 def spread(values: Sequence[float]) -> tuple[float, float]:

@@ -79,8 +79,8 @@ NON_RIGID_CLASSES = ("person", "rider", "bicycle")
 THIN = Column("poles, signs, lights", _class_mean(*THIN_CLASSES))
 NON_RIGID = Column("persons, riders, cycles", _class_mean(*NON_RIGID_CLASSES))
 LAST = Column("mIoU", lambda result: result["curve"][-1])
-FRAME = Column("ms", lambda speed: speed["frame"], of_speed=True)
-STEP = Column("ms", lambda speed: speed["step"], of_speed=True)
+FRAME = Column("ms a frame", lambda speed: speed["frame"], of_speed=True)
+STEP = Column("ms a step", lambda speed: speed["step"], of_speed=True)
 STATE = Column("state, MB", lambda speed: speed["state"], of_speed=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from . import Formatter, UsageError
@@ -10,7 +11,7 @@ from . import Formatter, UsageError
 EXAMPLES = """examples:
   vsegops clip clip.mp4
   vsegops clip short.mp4 --frames 24
-  vsegops clip street.mp4 --street 1000         a generated street, as the shipped weights know them
+  vsegops clip street.mp4 --street 1000      a generated street
 """
 
 
@@ -44,7 +45,10 @@ def clip(arguments: argparse.Namespace) -> int:
     if arguments.street is not None:
         if arguments.street < 0:
             raise UsageError(f"--street: expected 0 or more, got {arguments.street}")
-        write_clip(World(arguments.street, length=arguments.frames), arguments.output)
+        final = Path(arguments.output)
+        partial = final.with_name(f".partial-{final.name}")
+        write_clip(World(arguments.street, length=arguments.frames), partial)
+        partial.replace(final)
         print(f"{arguments.output}: street {arguments.street}, {arguments.frames} frames")
         return 0
     found = demo_clip(arguments.frames)

@@ -54,5 +54,5 @@ def info(arguments: argparse.Namespace) -> int:
         count = sum(x.numel() for x in model.parameters())
         kind = f"video, key frames: {model.schedule}" if isinstance(model, VideoModel) else "images"
         what = (inspect.getdoc(type(model)) or "").partition(":")[0]
-        print(f"  {name:<28}{count / 1e6:>8.2f} M parameters   {what}; {kind}")
+        print(f"  {name:<34}{count / 1e6:>8.2f} M parameters   {what}; {kind}")
     return 0

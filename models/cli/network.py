@@ -40,8 +40,11 @@ def options(pairs: list[str]) -> dict[str, Any]:
 
 
 def build(name: str, classes: int, pairs: list[str], weights: str | None) -> Model:
-    """The model in evaluation mode. Without weights those that ship with the project, where it is
-    as they are; else it says that it has none, and gives varied labels."""
+    """The model in evaluation mode; a line says what its labels are worth.
+
+    Without weights it has those that ship with the project, if it has 19 classes and no options;
+    else random ones that give varied labels.
+    """
     if name not in list_models():
         raise UsageError(f"there is no model {name!r}; vsegops info lists them")
     torch.manual_seed(0)  # every run, and every process of one, has the same random weights
@@ -49,14 +52,18 @@ def build(name: str, classes: int, pairs: list[str], weights: str | None) -> Mod
         model = create_model(name, classes, **options(pairs))
     except (TypeError, ValueError) as error:
         raise UsageError(str(error)) from error
-    note = ""
-    if weights is None and name in SHIPPED and classes == 19 and not pairs:
-        weights, note = "streets", "has learned from generated streets alone"
-    if weights is None:
-        note = "has no weights: an untrained network, whose labels mean nothing"
-    if note:
-        print(f"vsegops: {name} {note} (--weights)", file=sys.stderr)
-    if weights is None:
-        return calibrate(model)
-    load_weights(model, name, weights)
-    return model.eval()
+    if weights is not None:
+        left = load_weights(model, name, weights)
+        if left and "keyframe_weights" not in options(pairs):
+            _say(f"{weights} has no weights of {left[0]} and {len(left) - 1} more: they are random")
+        return model.eval()
+    if name in SHIPPED and classes == 19 and not pairs:
+        _say(f"{name} has learned from generated streets alone (--weights)")
+        load_weights(model, name, "streets")
+        return model.eval()
+    _say(f"{name} has no weights: an untrained network, whose labels mean nothing (--weights)")
+    return calibrate(model)
+
+
+def _say(what: str) -> None:
+    print(f"vsegops: {what}", file=sys.stderr)

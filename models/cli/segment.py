@@ -15,7 +15,8 @@ import torch
 from . import FAILED, INTERRUPTED, Formatter, UsageError, network
 
 EXAMPLES = """examples:
-  vsegops segment clip.mp4 -o segmented.mp4 --weights gsvnet.pth
+  vsegops segment clip.mp4 -o segmented.mp4
+  vsegops segment clip.mp4 -o segmented.mp4 --model sfnet_resnet18 --weights sfnet.pth
   vsegops segment clip.mp4 -o out --labels png                 out/clip/000000.png, ...
   vsegops segment clip.mp4 -o out --labels png --overlay       and out/clip.mp4
   vsegops segment clip.mp4 -o both.mp4 --side-by-side swiftnet_resnet18

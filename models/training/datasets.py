@@ -21,6 +21,7 @@ from torch.utils.data import ConcatDataset, Dataset
 
 from vsegops._checks import check_option, error
 
+from ..video.frames import by_number
 from .classes import CAMVID, CITYSCAPES_IDS, IDD_IDS, IGNORED, MAPILLARY_IDS, merging
 
 Root = str | os.PathLike[str]
@@ -278,7 +279,7 @@ def camvid(
 
 
 def clips(root: Root, split: str = "train", *, before: Sequence[int] = ()) -> Images:
-    """Videos of your own: of each a folder, with its frames in order, and labels of some of them.
+    """Videos of your own: of each its frames, in the order of their numbers, and some labels.
 
     Expected are `{split}/CLIP/frames/*.png` (or `.jpg`), and for labelled frames files of the same
     name in `{split}/CLIP/labels/*.png`, whose values are the classes. A clip without labels gives
@@ -292,7 +293,7 @@ def clips(root: Root, split: str = "train", *, before: Sequence[int] = ()) -> Im
     root, entries = Path(root), []
     source = "your own videos, e.g. by ffmpeg -i VIDEO frames/%06d.png"
     for folder in _found("clips", root, f"{split}/*/frames", source):
-        frames = sorted([*folder.glob("*.png"), *folder.glob("*.jpg")])
+        frames = sorted([*folder.glob("*.png"), *folder.glob("*.jpg")], key=by_number)
         labels = folder.parent / "labels"
         for number in range(max(before, default=0), len(frames)):
             file = labels / f"{frames[number].stem}.png"

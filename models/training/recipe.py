@@ -174,14 +174,18 @@ def changed(recipe: Recipe, pairs: Sequence[str]) -> Recipe:
     return recipe
 
 
+#: On the weights.
+_OF_NO_EFFECT = ("about", "checkpoint_every")
+
+
 def differences(recipe: Recipe, other: str) -> list[str]:
-    """In which values a recipe differs from another's `json()`."""
+    """In which values a recipe differs from another's `json()`, of those that count."""
     ours, theirs = (_flat(json.loads(text)) for text in (recipe.json(), other))
     names = [*ours, *(name for name in theirs if name not in ours)]
     return [
         f"{name} is {ours.get(name)}, was {theirs.get(name)}"
         for name in names
-        if ours.get(name) != theirs.get(name)
+        if ours.get(name) != theirs.get(name) and name not in _OF_NO_EFFECT
     ]
 
 

@@ -20,6 +20,7 @@ from ..base import ImageModel, Motion, VideoModel
 from ..registry import create_model
 from ..twnet import TWNet
 from . import augment, datasets, losses
+from .classes import IGNORED
 from .evaluate import Clip, coded
 from .recipe import Data, Recipe
 from .sampling import Augmented, Draw, Draws, find_centroids
@@ -75,7 +76,7 @@ class Distilled(Task):
     Args:
         teacher: maps what the model is given to logits: any callable; or a text, an ONNX file or
             `"MODEL:FILE"`, the name of one of our models and its weights.
-        labels: the weight of the labels; 0 for video that has none.
+        labels: the weight of the labels, where a batch has any.
         weight, temperature: of the divergence; see `losses.distillation`.
     """
 
@@ -89,6 +90,8 @@ class Distilled(Task):
         temperature: float = 1.0,
     ) -> None:
         super().__init__(model, loss)
+        if not isinstance(model, ImageModel):
+            raise error("model", "an image model, to learn from a teacher", model)
         self.labels, self.weight, self.temperature = labels, weight, temperature
         # Not one of our modules: neither trained nor saved.
         self._teacher = (_teacher(teacher, model) if isinstance(teacher, str) else teacher,)
@@ -106,8 +109,10 @@ class Distilled(Task):
             temperature=self.temperature,
             align_corners=self.model.align_corners,
         )
-        if self.labels:
+        if self.labels and (labels != IGNORED).any():
             total = total + self.labels * self.loss(output, labels)
+        elif isinstance(output, tuple):  # several processes wait for the gradient of each head
+            total = total + 0 * sum(x.sum() for x in output[1])
         return total
 
 
@@ -115,7 +120,9 @@ def _teacher(name: str, student: Any) -> Callable[[Tensor], Tensor]:
     if name.endswith(".onnx"):
         return losses.OnnxTeacher(name)
     model, _, file = name.partition(":")
-    teacher = create_model(model, student.num_classes, weights=file or None).eval()
+    if not file:
+        raise error("teacher", "FILE.onnx or MODEL:FILE", name)
+    teacher = create_model(model, student.num_classes, weights=file).eval()
     if not isinstance(teacher, ImageModel) or teacher.preprocess != student.preprocess:
         raise error("teacher", "an image model whose preprocessing is the student's", name)
     return teacher.to(next(student.parameters()).device)

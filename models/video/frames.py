@@ -159,7 +159,7 @@ def _folder(folder: Path) -> Frames:
     paths = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES]
     if not paths:
         raise CodecError(f"{folder}: expected images in it ({' '.join(sorted(IMAGE_SUFFIXES))})")
-    paths.sort(key=lambda path: [int(x) if x.isdecimal() else x for x in _parts(path.name)])
+    paths.sort(key=by_number)
     frames = Frames(str(folder), None, len(paths))
 
     def pictures() -> Iterator[Picture]:
@@ -178,9 +178,10 @@ def _folder(folder: Path) -> Frames:
     return frames
 
 
-def _parts(name: str) -> list[str]:
-    """Digits and what is between them, in turn, beginning with the latter."""
-    return re.split(r"(\d+)", name)
+def by_number(path: Path) -> list[int | str]:
+    """A key that sorts files by the numbers in their names."""
+    # Digits and what is between them, in turn, beginning with the latter.
+    return [int(x) if x.isdecimal() else x for x in re.split(r"(\d+)", path.name)]
 
 
 def _iterable(items: Iterable[Any]) -> Frames:

@@ -110,13 +110,12 @@ class GuidedSpatiallyVaryingConv(OperatorModule):
         edges = self.run(label_edges, logits, flow=flow, scale=self.scale, response=response)
         guide = self.guide(edges) if intra is None else self.guide(intra, edges)
         delays, normalize = self.ideal_dk.offsets(), self.normalize
-        if delays is None or intra is None:
-            guide, normalize = self._weights(guide), "none"
-            if delays is None:
-                guide, delays = self._over_window(guide), self.ideal_dk.window
-            if intra is None:
-                intra = torch.zeros_like(logits)
-                guide = torch.cat((guide, torch.zeros_like(guide[:, :1])), 1)
+        if intra is None:  # a candidate that gets no weight
+            intra = torch.zeros_like(logits)
+            nothing = 0.0 if normalize == "sum" else -1e4
+            guide = torch.cat((guide, torch.full_like(guide[:, :1], nothing)), 1)
+        if delays is None:
+            guide, delays, normalize = self._over_window(guide), self.ideal_dk.window, "none"
         return self.run(
             guided_filter,
             logits,
@@ -128,21 +127,19 @@ class GuidedSpatiallyVaryingConv(OperatorModule):
             scale=self.scale,
         )
 
-    def _weights(self, guide: Tensor) -> Tensor:
-        """As the operator normalises."""
-        if self.normalize == "softmax":
-            return guide.softmax(1)
-        return guide / (guide.sum(1, keepdim=True) + 1e-9)
-
-    def _over_window(self, weights: Tensor) -> Tensor:
-        """Weights of the window's pixels in place of those of the delays.
+    def _over_window(self, guide: Tensor) -> Tensor:
+        """Weights of the window's pixels in place of the guide of the delays.
 
         `sum_k g_k (kernel_k * S)` is a sum over the window's pixels of S whatever the kernels are.
         """
-        first = len(self._copies)
-        end = first + len(self.ideal_dk.filter_copy_s)
-        window = F.conv2d(weights[:, first:end], self.ideal_dk.taps())
-        return torch.cat((weights[:, :first], window, weights[:, end:]), 1)
+        if self.normalize == "softmax":
+            weights = guide.softmax(1)
+        else:
+            whole = guide.float() if guide.dtype.itemsize < 4 else guide
+            weights = (whole / (whole.sum(1, keepdim=True) + 1e-9)).to(guide.dtype)
+        copies = len(self._copies)
+        window = F.conv2d(weights[:, copies:-1], self.ideal_dk.taps())
+        return torch.cat((weights[:, :copies], window, weights[:, -1:]), 1)
 
     def extra_repr(self) -> str:
         return (

@@ -43,7 +43,7 @@ RECIPES = {
         loss="gsvnet",
         loss_options={"weight": None},
         steps=300,
-        options={"keyframe_scale": 1.0},
+        options={},
         parts={"keyframe": "sfnet_lite_streets"},
         optimiser=replace(PUBLISHED, schedule="poly", power=0.9, every=1),
         batch=8,

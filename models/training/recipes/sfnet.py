@@ -1,4 +1,4 @@
-"""SFNet's and SFNet-Lite's: the hardest pixels, classes sampled alike, SGD."""
+"""SFNet's and SFNet-Lite's: the hardest pixels, classes sampled alike."""
 
 from __future__ import annotations
 

@@ -35,7 +35,6 @@ RECIPES = {
         steps=300,
         options={"memory": 2, "deep_supervision": True},
         optimiser=ADAM,
-        batch=8,
         crop=(96, 192),
         checkpoint_every=100,
     ),

@@ -7,7 +7,7 @@ from dataclasses import replace
 from ..recipe import Optimiser, Recipe
 from .data import CITYSCAPES, STREETS
 
-ADAM = Optimiser(name="adam", rate=0.01, weight_decay=1e-7, schedule="constant")
+PAPER = Optimiser(name="adam", rate=0.01, weight_decay=1e-7, schedule="constant")
 #: Of what begins with ImageNet's weights: a hundredth.
 PRETRAINED = {"encoder.": 1e-4}
 
@@ -20,7 +20,7 @@ _FIRST = Recipe(
     loss="cross_entropy",
     steps=90_000,
     options={"backbone_weights": None},
-    optimiser=replace(ADAM, rates=PRETRAINED),
+    optimiser=replace(PAPER, rates=PRETRAINED),
     batch=8,
     augmentation="twnet",
     crop=(800, 800),
@@ -34,7 +34,7 @@ _SECOND = Recipe(
     task="carried",
     loss="twnet",
     steps=90_000,
-    optimiser=ADAM,
+    optimiser=PAPER,
     batch=4,
     checkpoint_every=1000,
 )
@@ -47,7 +47,7 @@ RECIPES = {
         data=replace(STREETS, share=0.5, tile=128),
         steps=2000,
         options={},
-        optimiser=replace(ADAM, schedule="poly"),
+        optimiser=replace(PAPER, schedule="poly"),
         crop=(96, 192),
         checkpoint_every=100,
     ),
@@ -58,7 +58,7 @@ RECIPES = {
         parts={"keyframe": "twnet_keyframe_streets"},
         data=replace(STREETS, before=(1,)),
         steps=600,
-        optimiser=replace(ADAM, rate=1e-3, schedule="poly"),
+        optimiser=replace(PAPER, rate=1e-3, schedule="poly"),
         checkpoint_every=100,
     ),
     "twnet_keyframe_cityscapes": _FIRST,
