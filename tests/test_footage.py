@@ -1,4 +1,4 @@
-"""Distillation on real footage, without the footage: labels of instances, parts of clips, tables."""
+"""Distillation on real footage, without it: labels of instances, parts of clips, tables."""
 
 from __future__ import annotations
 
