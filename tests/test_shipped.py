@@ -15,6 +15,12 @@ from vsegops.models.training.evaluate import Clip, coded, step_through
 from vsegops.models.training.streets import Streets
 from vsegops.nn import ConfusionMatrix
 
+#: What is less than the mean IoU of each, after four frames where it is a network for videos.
+LEAST = {
+    "sfnet_lite_resnet18_x0_25": 0.4,
+    "gsvnet_sfnet_lite_resnet18_x0_25": 0.25,
+    "twnet_mobilenetv1_x0_5": 0.4,
+}
 #: Far from those that were trained on.
 SEEDS = (3_000_000, 3_000_001)
 
@@ -26,7 +32,6 @@ def streets() -> Streets:
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_they_know_a_street(name: str, streets: Streets) -> None:
-    """Four frames after a key frame, where it is a network for videos."""
     model, matrix = create_model(name, weights="streets").eval(), ConfusionMatrix(19)
     for index in range(len(streets)):
         sample = streets[index]
@@ -38,7 +43,7 @@ def test_they_know_a_street(name: str, streets: Streets) -> None:
             labels = step_through(model, clip, 4)
         matrix.update(labels, sample.labels[None])
     accuracy = matrix.counts.diag().sum() / matrix.counts.sum()
-    assert accuracy > 0.8 and matrix.mean_iou() > 0.3
+    assert accuracy > 0.8 and matrix.mean_iou() > LEAST[name]
 
 
 def test_they_are_small() -> None:

@@ -464,7 +464,9 @@ def test_a_teacher_that_does_not_fit(tmp_path: Path) -> None:
         torch.save(create_model(name).state_dict(), tmp_path / "weights.pt")
         with pytest.raises(ValueError, match="teacher: expected an image model whose"):
             tasks.Distilled(student, losses.sfnet(), f"{name}:{tmp_path / 'weights.pt'}")
-    with pytest.raises(ValueError, match="teacher: expected FILE.onnx or MODEL:FILE, got 'sfnet"):
+    with pytest.raises(
+        ValueError, match="teacher: expected FILE.onnx or MODEL:FILE, got str 'sfnet"
+    ):
         tasks.Distilled(student, losses.sfnet(), "sfnet_df2")
     with pytest.raises(ValueError, match="model: expected an image model"):
         tasks.Distilled(create_model("tmanet_resnet18_x0_25"), losses.sfnet(), lambda x: x)
