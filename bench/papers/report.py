@@ -20,8 +20,8 @@ HEADER = """# The papers' comparisons, on generated streets
 `python -m bench.papers` trains the rows of these tables, without anything trained elsewhere, on
 streets of the generated world ([training](training.md)), and judges them on streets that they were
 not trained on. The networks have a quarter of the papers' channels (TWNet's half), the frames
-{size} pixels, a run takes {minutes} minutes at most, on one core: our numbers and the papers'
-cannot be compared, the order of the rows can. Rows of one table have the same data, steps and
+{size} pixels, and a run takes a few minutes of one core: our numbers and the papers' cannot be
+compared, the order of the rows can. Rows of one table have the same data, steps and
 batches. Given are the mean and the standard deviation over {seeds} seeds, in per cent, and in
 brackets those of the gain over the first row, seed by seed: rows of a seed share what they are
 built on. Times are milliseconds of one thread for a frame of 256x512, from the frame to its labels
@@ -35,14 +35,12 @@ def write(results: Mapping[str, Any]) -> list[Path]:
     """The page and its pictures, of those papers whose runs are all there."""
     runs = results["runs"]
     whole = [name for name in RUNS if _whole(name, results)]
-    every = [result for seeds in runs.values() for result in seeds.values()]
     if not whole:
         return []
     height, width = next(iter(RUNS["sfnet"].values())).data.size
     parts = [
         HEADER.format(
             size=f"{height}x{width}",
-            minutes=f"{max(result['minutes'] for result in every):.0f}",
             seeds=min(len(runs[run]) for name in whole for run in RUNS[name]),
             cpu=results["environment"]["cpu"],
         )
@@ -80,7 +78,8 @@ def markdown(table: Table, runs: Mapping[str, Any], speed: Mapping[str, Any]) ->
         theirs = ["" if value is None else f"{value:g}" for value in row.paper]
         lines.append([row.title, *ours, *theirs])
     body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"## {table.title}\n\n{table.source}.\n\n{body}\n"
+    note = f"\n{table.note}\n" if table.note else ""
+    return f"## {table.title}\n\n{table.source}.\n\n{body}\n{note}"
 
 
 def cell(
