@@ -122,8 +122,8 @@ TABLES = (
             Row("+ one GD-FAM (SFNet-Lite)", "sfnet_lite", (78.3, 24.5)),
         ),
         ("paper's mIoU", "fps"),
-        "FAM gains nothing here, and differs more from seed to seed than it could gain; SFNet-Lite has "
-        "the most, in the least time. Longer training, or larger frames, were not tried.",
+        "FAM gains nothing here, and differs more from seed to seed than it could gain; SFNet-Lite "
+        "has the most, in the least time. Longer training, or larger frames, were not tried.",
     ),
     Table(
         "gsvnet",
@@ -162,8 +162,8 @@ TABLES = (
             ],
             note="RGA gains nothing over CFR at this size. The network for key frames has learned "
             "from frames as they were generated, and has 59.4 ± 0.9 on such; on decoded frames, of "
-            "which all of this is, it has 56.0 ± 1.5. Fine-tuning sees decoded frames: a part of its "
-            "gain is that.",
+            "which all of this is, it has 56.0 ± 1.5. Fine-tuning sees decoded frames: a part of "
+            "its gain is that.",
         )
         for layer in (1, 2)
     ),
