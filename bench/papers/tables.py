@@ -226,9 +226,9 @@ CURVES = (
     Curve(
         "gsvnet",
         "papers-gsvnet-speed.png",
-        "GSVNet: average mIoU and speed at key frame intervals 1 to 5 (figure A6)",
+        "GSVNet: average mIoU at intervals 1 to 5 (figure A6)",
         "frames a second, 256x512, one thread",
-        {"": {"with intra features": "gsvnet", "5 x 5, learned": "gsvnet_learned_5x5"}},
+        {"": {"3 x 3, delays": "gsvnet", "5 x 5, learned": "gsvnet_learned_5x5"}},
         lambda result: result["average"],
         lambda speed: [
             1e3 * interval / (speed["frame"] + (interval - 1) * speed["step"])
