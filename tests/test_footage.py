@@ -96,7 +96,7 @@ def test_students_are_judged_and_drawn(tmp_path: Path, monkeypatch: pytest.Monke
     models = {name: tasks.build_model(recipe).eval() for name, recipe in command.STUDENTS.items()}
     results = {
         "accuracy": {
-            name: command.judge(name, models[keyframe], models[name], count)
+            name: command.judge(models[keyframe], models[name], count)
             for name, (keyframe, count) in command.CARRIED.items()
         },
         "speed": {name: {"frame": 20.0, "step": 5.0} for name in models},

@@ -11,7 +11,7 @@ import torch
 
 from vsegops.models import ImageModel, create_model
 from vsegops.models.shipped import FOLDER, SHIPPED
-from vsegops.models.training.evaluate import Clip, coded, step_through
+from vsegops.models.training.evaluate import clip_for, step_through
 from vsegops.models.training.streets import Streets
 from vsegops.nn import ConfusionMatrix
 
@@ -38,9 +38,7 @@ def test_they_know_a_street(name: str, streets: Streets) -> None:
         if isinstance(model, ImageModel):
             labels = model.predict(model.preprocess(sample.frames[-1:]))
         else:
-            stride = model.motion_stride
-            clip = Clip(*sample) if stride is None else coded(sample, stride)
-            labels = step_through(model, clip, 4)
+            labels = step_through(model, clip_for(model, sample), 4)
         matrix.update(labels, sample.labels[None])
     accuracy = matrix.counts.diag().sum() / matrix.counts.sum()
     assert accuracy > 0.8 and matrix.mean_iou() > LEAST[name]

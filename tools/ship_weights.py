@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from vsegops.models.shipped import FOLDER
-from vsegops.models.training.checkpoint import WEIGHTS
+from vsegops.models.training import checkpoint
 
 #: The recipe whose run each file comes from, and what its entries do not begin with.
 FILES = {
@@ -31,7 +31,7 @@ def main() -> None:
     runs = parser.parse_args().runs
     FOLDER.mkdir(exist_ok=True)
     for file, (recipe, left_out) in FILES.items():
-        state = torch.load(runs / recipe / WEIGHTS, weights_only=True)["state_dict"]
+        state = checkpoint.read(runs / recipe / checkpoint.WEIGHTS)["state_dict"]
         kept = {
             name: x.half() if x.is_floating_point() else x
             for name, x in state.items()

@@ -8,7 +8,7 @@ import torch
 
 from vsegops.models import ImageModel, create_model
 from vsegops.models.palette import CITYSCAPES
-from vsegops.models.training.evaluate import Clip, coded, step_through
+from vsegops.models.training.evaluate import clip_for, step_through
 from vsegops.models.training.streets import Streets
 from vsegops.models.video.overlay import colour_picture
 from vsegops.models.video.pictures import annotate, mosaic
@@ -37,9 +37,7 @@ def main() -> None:
                 labels = model.predict(model.preprocess(sample.frames[-1:]))[0]
                 titles.append(name)
             else:
-                stride = model.motion_stride
-                clip = Clip(*sample) if stride is None else coded(sample, stride)
-                labels = step_through(model, clip, distance)[0]
+                labels = step_through(model, clip_for(model, sample), distance)[0]
                 titles.append(f"{name.partition('_')[0]}, {distance} frames after a key frame")
             row.append(colour_picture(labels, CITYSCAPES))
         rows.append([annotate(picture, title) for picture, title in zip(row, titles, strict=True)])

@@ -17,8 +17,7 @@ from vsegops.models import ImageModel, VideoModel, load_upstream
 from vsegops.models.palette import CITYSCAPES, Palette
 from vsegops.models.training import checkpoint, datasets, tasks
 from vsegops.models.training.evaluate import (
-    Clip,
-    coded,
+    clip_for,
     evaluate_images,
     evaluate_video,
     step_through,
@@ -33,7 +32,7 @@ from vsegops.nn import ConfusionMatrix
 from .. import footage
 from ..environment import environment, start_with_allocator
 from ..papers.pool import train_all
-from ..papers.speed import measure
+from ..papers.speed import measure, over_interval
 from ..report import number, table
 from .data import SIZE, prepare
 from .teacher import CLASSES
@@ -85,19 +84,19 @@ def trained(name: str) -> Any:
     return model.eval()
 
 
-def judge(name: str, image_model: ImageModel, model: VideoModel, distances: int) -> dict[str, Any]:
+def judge(image_model: ImageModel, model: VideoModel, distances: int) -> dict[str, Any]:
     """Mean IoUs on the held-out parts, by the teacher, and on labelme's street, by people.
 
     Held out are the same frames for all models; of the street the four after the first.
     """
     held_out = _samples("val", LONGEST - 1)
-    carried = evaluate_video(model, [_clip(model, x) for x in held_out], distances)
+    carried = evaluate_video(model, [clip_for(model, x) for x in held_out], distances)
     alone = evaluate_images(image_model, held_out)
     # The frame so many after the first is the first that has so many before it.
     street = [_samples("street", distance)[0] for distance in range(1, 5)]
     after = ConfusionMatrix(len(CLASSES))
     for distance, sample in enumerate(street, 1):
-        labels = step_through(model, _clip(model, sample), distance)
+        labels = step_through(model, clip_for(model, sample), distance)
         after.update(labels, sample.labels[None])
     return {
         "frames": len(held_out),
@@ -117,11 +116,6 @@ def _samples(split: str, before: int) -> list[datasets.Sample]:
     return [found[index] for index in range(len(found))]
 
 
-def _clip(model: VideoModel, sample: datasets.Sample) -> Clip:
-    """As the model sees it: with a codec's motion, if it uses that."""
-    return Clip(*sample) if model.motion_stride is None else coded(sample, model.motion_stride)
-
-
 def draw(models: Mapping[str, Any]) -> Path:
     """Rows: held-out frames. Columns: the teacher, and each way to segment them."""
     found = _samples("val", LONGEST - 1)
@@ -133,7 +127,7 @@ def draw(models: Mapping[str, Any]) -> Path:
             model = models[name]
             labels = models[keyframe].predict(models[keyframe].preprocess(frame[None]))[0]
             columns.append(_panel(frame, labels, f"{keyframe}, this frame"))
-            labels = step_through(model, _clip(model, sample), count - 1)[0]
+            labels = step_through(model, clip_for(model, sample), count - 1)[0]
             columns.append(_panel(frame, labels, f"{name}, {count - 1} frames on"))
         rows.append(columns)
     PICTURES.mkdir(parents=True, exist_ok=True)
@@ -150,7 +144,6 @@ def show(results: Mapping[str, Any]) -> list[list[str]]:
     rows = [["mIoU, %", "held out", "last frame of an interval", "street", "frames a second"]]
     for name, (keyframe, count) in CARRIED.items():
         found, speed = results["accuracy"][name], results["speed"]
-        mean = (speed[name]["frame"] + (count - 1) * speed[name]["step"]) / count
         rows.append(
             [
                 f"{keyframe}, every frame",
@@ -162,7 +155,7 @@ def show(results: Mapping[str, Any]) -> list[list[str]]:
             [
                 f"{name}, key frame every {count}",
                 *_percent(found["average"], found["minimum"], found["street, carried"]),
-                number(1e3 / mean),
+                number(over_interval(speed[name], count)),
             ]
         )
     return rows
@@ -188,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "environment": environment(),
         "size": SIZE,
         "accuracy": {
-            name: judge(name, models[keyframe], models[name], count)
+            name: judge(models[keyframe], models[name], count)
             for name, (keyframe, count) in CARRIED.items()
         },
         "speed": measure(STUDENTS, SIZE),

@@ -5,11 +5,9 @@ from __future__ import annotations
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import av
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -19,6 +17,7 @@ from tqdm import tqdm
 
 from vsegops.models.fetch import fetch_archive
 from vsegops.models.video.clips import motorway
+from vsegops.models.video.frames import open_frames
 from vsegops.models.video.writer import save_png
 
 from .teacher import Teacher
@@ -81,7 +80,8 @@ def prepare(root: Path) -> None:
             else:
                 kind = clip.name.removeprefix("junction-").capitalize()
                 path = _extract(_otvision(), _JUNCTION.format(kind), Path(folder))
-            frames = list(_decoded(path))
+            with open_frames(path) as source:
+                frames = [picture.image for picture in source]
             for index, frame in enumerate(tqdm(frames, desc=clip.name, unit=" frames")):
                 if index < clip.trained:
                     _write(partial / "train" / clip.name, index, frame, teacher(frame))
@@ -108,12 +108,6 @@ def _extract(archive: Path, member: str, folder: Path) -> Path:
         assert file is not None
         path.write_bytes(file.read())
     return path
-
-
-def _decoded(path: Path) -> Iterator[Tensor]:
-    with av.open(str(path)) as container:
-        for frame in container.decode(video=0):
-            yield torch.from_numpy(frame.to_ndarray(format="rgb24"))
 
 
 def _write(folder: Path, index: int, frame: Tensor, labels: Tensor | None) -> None:

@@ -50,6 +50,11 @@ def measure(
     return found
 
 
+def over_interval(speed: Mapping[str, float], interval: int) -> float:
+    """Frames a second of a run's model, with a key frame every `interval`."""
+    return 1e3 * interval / (speed["frame"] + (interval - 1) * speed["step"])
+
+
 def _candidate(name: str, model: Any, arguments: tuple[Any, ...]) -> Candidate:
     return Candidate(name, [partial(_labels, model, arguments)])
 

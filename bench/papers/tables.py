@@ -8,6 +8,8 @@ from typing import Any
 
 from vsegops.models.training.classes import CATEGORIES
 
+from .speed import over_interval
+
 #: A number of a result (of one seed, as in `papers.json`), or of the speed of a run.
 Read = Callable[[Mapping[str, Any]], float]
 
@@ -230,9 +232,6 @@ CURVES = (
         "frames a second, 256x512, one thread",
         {"": {"3 x 3, delays": "gsvnet", "5 x 5, learned": "gsvnet_learned_5x5"}},
         lambda result: result["average"],
-        lambda speed: [
-            1e3 * interval / (speed["frame"] + (interval - 1) * speed["step"])
-            for interval in _INTERVALS
-        ],
+        lambda speed: [over_interval(speed, interval) for interval in _INTERVALS],
     ),
 )

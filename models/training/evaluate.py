@@ -101,6 +101,13 @@ def coded(sample: Sample, stride: int, *, quantizer: int = 4) -> Clip:
     return Clip(images, sample.labels, [Motion.of(frame) for frame in frames])
 
 
+def clip_for(model: VideoModel, sample: Sample) -> Clip:
+    """A sample as a model takes it: with a codec's motion, where it uses that."""
+    if model.motion_stride is None:
+        return Clip(*sample)
+    return coded(sample, model.motion_stride)
+
+
 @dataclass(frozen=True)
 class ByDistance:
     """Confusion matrices over the distance from the key frame to the frame that is judged.

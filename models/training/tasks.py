@@ -21,7 +21,7 @@ from ..registry import create_model
 from ..twnet import TWNet
 from . import augment, datasets, losses
 from .classes import IGNORED
-from .evaluate import Clip, coded
+from .evaluate import clip_for, coded
 from .recipe import Data, Recipe
 from .sampling import Augmented, Draw, Draws, find_centroids
 from .streets import Stored, Streets
@@ -265,11 +265,7 @@ def held_out_samples(recipe: Recipe, model: Any) -> Iterator[Any]:
         return (samples[index] for index in range(len(samples)))
     before = tuple(range(recipe.distances - 1, 0, -1))
     samples = _samples(recipe.data, before, held_out=True)
-    return (_clip(samples[index], model.motion_stride) for index in range(len(samples)))
-
-
-def _clip(sample: datasets.Sample, stride: int | None) -> Clip:
-    return Clip(sample.frames, sample.labels) if stride is None else coded(sample, stride)
+    return (clip_for(model, samples[index]) for index in range(len(samples)))
 
 
 def _samples(data: Data, before: Any, *, held_out: bool) -> Any:
