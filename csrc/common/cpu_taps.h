@@ -109,7 +109,10 @@ template <typename T, typename F>
 void read_pixels(const View<const T>& x, int64_t n, int64_t c, int64_t begin, int64_t end, F* out) {
   for_segments(x.w, begin, end, [&](int64_t y, int64_t x0, int64_t i, int64_t count) {
     const T* from = x.data + n * x.stride_n + c * x.stride_c + y * x.stride_h + x0 * x.stride_w;
-    for (int64_t k = 0; k < count; ++k) out[i + k] = static_cast<F>(widen(from[k * x.stride_w]));
+    const auto read = [&](auto stride) {  // (a stride of 1 is a constant, for vectors)
+      for (int64_t k = 0; k < count; ++k) out[i + k] = static_cast<F>(widen(from[k * stride]));
+    };
+    x.stride_w == 1 ? read(std::integral_constant<int64_t, 1>()) : read(x.stride_w);
   });
 }
 

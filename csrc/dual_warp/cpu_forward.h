@@ -6,13 +6,13 @@
 // shuffles.)
 #pragma once
 
+#include "../common/cpu_strips.h"
 #include "cpu_side.h"
 
 namespace vsegops::dual_warp {
 namespace {
 
 constexpr int64_t kForwardTile = 512;  // pixels: a panel of them stays in L1
-constexpr int64_t kStrip = 64;         // columns
 
 // The four taps of a pixel: where they stand in a panel, and their weights.
 template <typename F, typename In>
@@ -40,15 +40,16 @@ struct Corners {
   }
 };
 
-// The pixels of a tile, `width` channels of each.
-template <bool Stream, typename Width, typename F, typename In, typename Out>
+// The pixels of a tile, `width` channels of each; `step` is called with each.
+template <bool Stream, typename Width, typename F, typename In, typename Out, typename Step>
 void blend(const Tile<F>& high_tile, const Steps& high_steps, Panel<const In> high,
            const Tile<F>& low_tile, const Steps& low_steps, Panel<const In> low, int64_t count,
-           Width width, Panel<Out> out) {
+           Width width, Panel<Out> out, const Step& step) {
   constexpr int n = kLanes<F>;
   for (int64_t i = 0; i < count; ++i) {
     const Corners<F, In> a(high_tile, high_steps, high, i), b(low_tile, low_steps, low, i);
     Out* const to = out.data + out.at(i);
+    step();
     int64_t c = 0;
     for (; c + n <= width; c += n) {
       const Vector<F> sum = a.sample(c) + b.sample(c);
@@ -67,33 +68,37 @@ bool streamed(const Forward<T, F, Flow>& call) {
   return call.out.n * call.out.c * call.out.h * call.out.w * int64_t(sizeof(T)) >= kStreamBytes;
 }
 
-// channels_last. Strips of a few columns, each from the top to the bottom: what a row can reach of
-// the sources stays in L2 for the next.
+// channels_last.
 template <typename T, typename F, typename Flow>
 void forward_pixels(const Forward<T, F, Flow>& call) {
-  const int64_t width = call.out.w, height = call.out.h, channels = call.out.c;
-  const int64_t strips = ceil_div(width, kStrip);
+  const int64_t channels = call.out.c;
+  const Strips strips(call.out);
   const bool past_caches = std::is_same_v<T, F> && streamed(call) && is_aligned(call.out.data) &&
                            channels % kLanes<F> == 0;
-  torch::stable::parallel_for(0, call.out.n * strips * height, 1, [&](int64_t first, int64_t last) {
-    Arena arena(2 * Side<T, F, Flow>::bytes(width, kStrip));
-    const Side<T, F, Flow> high(arena, call.high, call.gate, false, kStrip, false);
-    const Side<T, F, Flow> low(arena, call.low, call.gate, true, kStrip, false);
+  torch::stable::parallel_for(0, strips.rows(), 1, [&](int64_t first, int64_t last) {
+    Arena arena(2 * Side<T, F, Flow>::bytes(call.out.w, strips.columns()));
+    const Side<T, F, Flow> high(arena, call.high, call.gate, false, strips.columns(), false);
+    const Side<T, F, Flow> low(arena, call.low, call.gate, true, strips.columns(), false);
     for (int64_t k = first; k < last; ++k) {
-      const int64_t n = k / height / strips, y = k % height;
-      const int64_t x = k / height % strips * kStrip;
-      const int64_t begin = y * width + x, count = std::min(kStrip, width - x);
-      high.find(n, begin, begin + count);
-      low.find(n, begin, begin + count);
+      const StripRow row = strips[k];
+      const int64_t begin = row.y * call.out.w + row.x;
+      high.find(row.n, begin, begin + row.count);
+      low.find(row.n, begin, begin + row.count);
       const auto panel = [&](const auto& view) {
-        return Panel{view.data + n * view.h * view.w * channels, channels};
+        return Panel{view.data + row.n * view.h * view.w * channels, channels};
       };
       Panel out = panel(call.out);
       out.data += begin * channels;
+      RowsAhead<T> high_ahead(call.high.input, call.high.mapping, row);
+      RowsAhead<T> low_ahead(call.low.input, call.low.mapping, row);
+      const auto step = [&] {
+        high_ahead.step();
+        low_ahead.step();
+      };
       lift(past_caches, [&](auto stream) {
         constexpr bool kStream = stream() && std::is_same_v<T, F>;
         blend<kStream>(high.tile, high.steps, panel(call.high.input), low.tile, low.steps,
-                       panel(call.low.input), count, channels, out);
+                       panel(call.low.input), row.count, channels, out, step);
       });
     }
     stream_fence();
@@ -138,7 +143,7 @@ void forward_planes(const Forward<T, F, Flow>& call, int64_t n, int64_t first_ch
       from_high.enter(t, high.tile, end - begin);
       from_low.enter(t, low.tile, end - begin);
       blend<false>(high.tile, high.steps, from_high.values, low.tile, low.steps, from_low.values,
-                   end - begin, width, Panel<F>{blended, width});
+                   end - begin, width, Panel<F>{blended, width}, [] {});
       store_panel<T, F>(blended, begin, end, out, streamed(call));
     });
   }

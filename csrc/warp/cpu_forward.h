@@ -4,6 +4,7 @@
 
 #include <tuple>
 
+#include "../common/cpu_strips.h"
 #include "../common/cpu_taps.h"
 #include "warp.h"
 
@@ -158,9 +159,12 @@ void forward_planar_tile(const Forward<T, F, Flow>& call, int64_t n, int64_t beg
 
 template <bool Corrected, bool Stream, typename T, typename F, typename Out>
 void warp_pixels(const T* source, int64_t channels, const Steps& steps, const Tile<F>& tile,
-                 int64_t count, const T* correction, Out* out) {
+                 int64_t count, const T* correction, Out* out, RowsAhead<T> source_ahead = {},
+                 RowsAhead<T> correction_ahead = {}) {
   constexpr int n = kLanes<F>;
   for (int64_t i = 0; i < count; ++i) {
+    source_ahead.step();
+    if constexpr (Corrected) correction_ahead.step();
     const T* p = source + tile.offset[i] * channels;
     const T* q = p + steps.row * channels;
     const int64_t pair = steps.pair * channels;
@@ -189,16 +193,17 @@ void warp_pixels(const T* source, int64_t channels, const Steps& steps, const Ti
 }
 
 template <typename T, typename F, typename Flow>
-void forward_pixel_tile(const Forward<T, F, Flow>& call, int64_t n, int64_t begin, int64_t end,
-                        const Tile<F>& tile, bool streamed) {
+void forward_strip_row(const Forward<T, F, Flow>& call, const StripRow& row, const Tile<F>& tile,
+                       bool streamed) {
   const int64_t channels = call.input.c;
-  const T* source = call.input.data + n * call.input.h * call.input.w * channels;
-  const int64_t at = (n * call.out.h * call.out.w + begin) * channels;
+  const T* source = call.input.data + row.n * call.input.h * call.input.w * channels;
+  const int64_t at = ((row.n * call.out.h + row.y) * call.out.w + row.x) * channels;
   const T* correction = call.correction.data ? call.correction.data + at : nullptr;
   const Steps steps(call.mapping);
   const auto run = [&](auto with_correction, auto with_stream) {
-    warp_pixels<with_correction(), with_stream()>(source, channels, steps, tile, end - begin,
-                                                  correction, call.out.data + at);
+    warp_pixels<with_correction(), with_stream()>(
+        source, channels, steps, tile, row.count, correction, call.out.data + at,
+        RowsAhead<T>(call.input, call.mapping, row), RowsAhead<T>(call.correction, row));
   };
   const auto with_stream = [&](auto with_correction) {
     if constexpr (std::is_same_v<T, F>) {
@@ -211,14 +216,30 @@ void forward_pixel_tile(const Forward<T, F, Flow>& call, int64_t n, int64_t begi
 }
 
 template <typename T, typename F, typename Flow>
-void forward(const Forward<T, F, Flow>& call, const Context&) {
-  check_plane(call.input.h, call.input.w);
+void forward_pixels(const Forward<T, F, Flow>& call, bool streamed) {
+  const Strips strips(call.out);
+  torch::stable::parallel_for(0, strips.rows(), 1, [&](int64_t first, int64_t last) {
+    Arena arena(Tile<F>::bytes(strips.columns()) + Columns<F>::bytes(call.out.w));
+    const Tile<F> tile(arena, strips.columns(), false);
+    const Columns<F> columns(arena, call.mapping.x);
+    for (int64_t k = first; k < last; ++k) {
+      const StripRow row = strips[k];
+      const int64_t begin = row.y * call.out.w + row.x;
+      find_taps(call.mapping, call.flow, call.attention, columns, row.n, begin, begin + row.count,
+                tile);
+      forward_strip_row(call, row, tile, streamed);
+    }
+    if (streamed) stream_fence();
+  });
+}
+
+template <typename T, typename F, typename Flow>
+void forward_planes(const Forward<T, F, Flow>& call, bool streamed) {
   const int64_t pixels = call.out.h * call.out.w;
   // Few enough pixels a tile that every thread has some, in whole vectors.
   const int64_t share = ceil_div(call.out.n * pixels, torch::stable::get_num_threads());
   const int64_t size = std::min(kForwardTile, std::max<int64_t>(64, ceil_div(share, 64) * 64));
   const int64_t tiles = ceil_div(pixels, size);
-  const bool streamed = call.out.n * call.out.c * pixels * int64_t(sizeof(T)) >= kStreamBytes;
   torch::stable::parallel_for(0, call.out.n * tiles, 1, [&](int64_t first, int64_t last) {
     Arena arena(Tile<F>::bytes(size) + Columns<F>::bytes(call.out.w));
     const Tile<F> tile(arena, size, false);
@@ -226,14 +247,18 @@ void forward(const Forward<T, F, Flow>& call, const Context&) {
     for (int64_t k = first; k < last; ++k) {
       const int64_t n = k / tiles, begin = k % tiles * size, end = std::min(begin + size, pixels);
       find_taps(call.mapping, call.flow, call.attention, columns, n, begin, end, tile);
-      if (call.channels_last) {
-        forward_pixel_tile(call, n, begin, end, tile, streamed);
-      } else {
-        forward_planar_tile(call, n, begin, end, tile, streamed);
-      }
+      forward_planar_tile(call, n, begin, end, tile, streamed);
     }
     if (streamed) stream_fence();
   });
+}
+
+template <typename T, typename F, typename Flow>
+void forward(const Forward<T, F, Flow>& call, const Context&) {
+  check_plane(call.input.h, call.input.w);
+  const bool streamed =
+      call.out.n * call.out.c * call.out.h * call.out.w * int64_t(sizeof(T)) >= kStreamBytes;
+  call.channels_last ? forward_pixels(call, streamed) : forward_planes(call, streamed);
 }
 
 }  // namespace
