@@ -2,24 +2,28 @@
 # Everything that only an NVIDIA GPU can say: builds the extension in place for the card that is
 # found, and runs the tests, compute-sanitizer and the benchmark on it.
 #
-#   tools/gpu_check.sh OUT [build|test|sanitize|bench|models ...]   (default: all, in this order)
+#   tools/gpu_check.sh OUT [build|test|families|networks|sanitize|bench|models ...]
 #
-# OUT gets a log for each part, test.xml, bench/, summary.txt and summary.json. The exit status is 0
-# if no part failed; a part that cannot run here (no compute-sanitizer, say) is skipped and says so.
+# By default all parts, in this order: `test` is the contract of every operator, `families` what
+# belongs to each alone, `networks` the models, streams through CUDA graphs and training.
+#
+# OUT gets a log for each part, an .xml for those that are tests, bench/, summary.txt and
+# summary.json. The exit status is 0 if no part failed; a part that cannot run here (no
+# compute-sanitizer, say) is skipped and says so.
 #
 #   PYTHON             the interpreter, with torch and the package's test and bench extras: python3
 #   GPU_CHECK_SECONDS  time for everything; what is not done by then fails: 570
 set -u -o pipefail
 
 if [ $# -lt 1 ]; then
-  sed -n '2,12s/^# \{0,1\}//p' "$0"
+  sed -n '2,16s/^# \{0,1\}//p' "$0"
   exit 2
 fi
 mkdir -p "$1" || exit 2
 out=$(cd "$1" && pwd)
 shift
 parts=("$@")
-[ ${#parts[@]} -gt 0 ] || parts=(build test sanitize bench models)
+[ ${#parts[@]} -gt 0 ] || parts=(build test families networks sanitize bench models)
 cd "$(dirname "$0")/.." || exit 2
 python=${PYTHON:-python3}
 deadline=$((SECONDS + ${GPU_CHECK_SECONDS:-570}))
@@ -63,10 +67,27 @@ sys.exit(not vsegops.backends()["cuda"])
 END
 }
 
+tested() {  # NAME TEST...: in several processes where pytest-xdist is installed
+  local name=$1 parallel=()
+  shift
+  "$python" -c 'import xdist' 2> /dev/null && parallel=(-n 6)
+  # The package finds its models where an editable install would.
+  [ -e vsegops/models ] || ln -s ../models vsegops/models
+  limit 300 "$python" -m pytest -q -p no:cacheprovider --junitxml="$out/$name.xml" \
+    "${parallel[@]}" --durations=10 --backend cuda --backend triton -m "not cuda_build" "$@"
+}
+
 run_test() {
-  limit 300 "$python" -m pytest -q -p no:cacheprovider --junitxml="$out/test.xml" \
-    --backend cuda --backend triton -m "not cuda_build" \
-    tests/test_contract.py tests/test_torch.py tests/test_cuda_build.py
+  tested test tests/test_contract.py tests/test_torch.py tests/test_cuda_build.py
+}
+
+run_families() {
+  tested families tests/test_warp.py tests/test_dual_warp.py tests/test_guided_filter.py \
+    tests/test_attention.py tests/test_dense_head.py tests/test_fuzz.py
+}
+
+run_networks() {
+  tested networks tests/test_gpu.py tests/test_fake_cuda.py
 }
 
 run_sanitize() {
@@ -95,7 +116,6 @@ run_bench() {
 }
 
 run_models() {
-  # The package finds its models where an editable install would.
   [ -e vsegops/models ] || ln -s ../models vsegops/models
   limit 200 "$python" -m bench.models --device cuda --output "$out/bench"
 }
@@ -104,7 +124,7 @@ failed=0
 results=()
 for part in "${parts[@]}"; do
   case $part in
-    build | test | sanitize | bench | models) ;;
+    build | test | families | networks | sanitize | bench | models) ;;
     *)
       echo "no such part: $part" >&2
       exit 2

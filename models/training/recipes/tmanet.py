@@ -32,7 +32,7 @@ RECIPES = {
         about="TMANet over a quarter of ResNet-18 with two frames of memory on generated streets",
         model="tmanet_resnet18_x0_25",
         data=replace(STREETS, before=(2, 1)),
-        steps=300,
+        steps=600,
         options={"memory": 2, "deep_supervision": True},
         optimiser=ADAM,
         crop=(96, 192),
