@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,6 +36,22 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--baseline", nargs="*", default=BASELINES, choices=BASELINES)
     run.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
     run.add_argument("--threads", nargs="+", type=_threads, default=None, help="numbers or 'all'")
+    run.add_argument(
+        "--batch",
+        nargs="+",
+        type=_count,
+        default=(),
+        help="times the shapes' samples; default: 1, on a GPU also so many that memory is busy",
+    )
+    run.add_argument(
+        "--seconds", type=float, default=math.inf, help="what does not fit is left out"
+    )
+    run.add_argument(
+        "--compile-jobs",
+        type=_count,
+        default=0,
+        help="fill torch.compile's cache first, in so many processes",
+    )
     effort = run.add_mutually_exclusive_group()
     effort.add_argument("--repeats", type=int, help="samples of each case; default: as many as fit")
     effort.add_argument(
@@ -49,10 +67,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _threads(text: str) -> int:
-    count = cores() if text == "all" else int(text)
-    if count < 1:
-        raise argparse.ArgumentTypeError(f"expected a positive number or 'all', got {text!r}")
-    return count
+    return cores() if text == "all" else _count(text)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, got {text!r}")
+    return int(text)
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -62,6 +83,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     from . import plot, report, targets
     from .measure import run
+    from .precompile import precompile
     from .timing import QUICK, Effort
 
     quick = arguments.quick
@@ -79,6 +101,7 @@ def _run(arguments: argparse.Namespace) -> int:
         device=arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"),
         threads=arguments.threads or ((1,) if quick else (1, cores())),
         first_shape_only=quick and not arguments.shape,
+        batches=arguments.batch,
     )
     operators = specs()
     try:
@@ -86,7 +109,11 @@ def _run(arguments: argparse.Namespace) -> int:
     except ValueError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2
-    results = run(operators, selection, effort)
+    begin = time.monotonic()
+    if arguments.compile_jobs:
+        precompile(selection, arguments.compile_jobs, arguments.seconds)
+    left = arguments.seconds - (time.monotonic() - begin)
+    results = run(operators, selection, effort, seconds=left)
     results["targets"] = targets.verdicts(results["records"])
     arguments.output.mkdir(parents=True, exist_ok=True)
     path = arguments.output / "results.json"

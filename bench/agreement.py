@@ -41,7 +41,7 @@ def truth(setting: Setting) -> tuple[Tensor, ...]:
     The same for every layout and backend.
     """
     arguments = {
-        name: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x
+        name: x.to(torch.float64, copy=True) if _is_floating(x) else x
         for name, x in setting.arguments().items()
     }
     if setting.direction == "forward":
@@ -51,6 +51,10 @@ def truth(setting: Setting) -> tuple[Tensor, ...]:
         return setting.spec.truth(exact)
 
     return tensors(backward(setting, reference, arguments)())
+
+
+def _is_floating(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.is_floating_point()
 
 
 def tensors(result: Any) -> tuple[Tensor, ...]:

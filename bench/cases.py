@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -27,6 +29,10 @@ LAYOUTS = ("contiguous", "channels_last")
 DIRECTIONS = ("forward", "backward")
 BASELINES = ("eager", "compile")
 
+#: On a GPU cases are also measured with as many samples as move so many bytes, some 60 microseconds
+#: of an H200's time: less shows how kernels begin and end.
+FILLING = 256 * 2**20
+
 #: On a GPU the copies of a call's tensors together are so many times the L2 cache.
 ROTATED = 4
 
@@ -44,12 +50,13 @@ class Setting:
     direction: str
     device: str
     threads: int
+    batch: int = 1  # how many times the case's samples
 
     def names(self) -> dict[str, Any]:
         """What identifies the setting in a result file."""
         return {
             "operator": self.spec.name,
-            "shape": self.case.name,
+            "shape": self.case.name + (f", times {self.batch}" if self.batch > 1 else ""),
             "dtype": self.dtype,
             "layout": self.layout,
             "direction": self.direction,
@@ -63,14 +70,26 @@ class Setting:
             dtype=DTYPES[self.dtype],
             channels_last=self.layout == "channels_last",
             seed=seed,
+            batch=self.batch,
         )
 
     def arguments(self) -> dict[str, Any]:
-        return self.case.make(self.maker())
+        """Of the setting asked for last they are kept, for every candidate: to draw them takes
+        longer than a GPU takes for all samples."""
+        if not _drawn or _drawn[0] is not self:
+            _drawn[:] = self, self.case.make(self.maker())
+        return dict(_drawn[1])
 
     def grad_output(self, output: Tensor) -> Tensor:
         """The gradient that comes in: random, the same in every layout and for every candidate."""
-        return self.maker(seed=1).features(*output.shape)
+        shape = list(output.shape)
+        if len(shape) >= 3:  # the maker repeats samples
+            shape[0] //= self.batch
+        return self.maker(seed=1).features(*shape)
+
+
+#: The latest setting, and its arguments.
+_drawn: list[Any] = []
 
 
 def forward(function: Callable[..., Any], arguments: dict[str, Any]) -> Run:
@@ -147,6 +166,7 @@ class Selection:
     device: str = "cpu"
     threads: Sequence[int] = (1,)
     first_shape_only: bool = False
+    batches: Sequence[int] = ()
 
     def candidates(self) -> list[str]:
         return [*self._backends(), *self.baselines]
@@ -166,28 +186,44 @@ class Selection:
         return serving or ["reference"]
 
     def settings(self, specs: Iterable[OperatorSpec]) -> Iterator[Setting]:
-        """The settings in such an order that those that share a truth are neighbours."""
+        """The settings, those that share a truth as neighbours, first shapes before others."""
         specs = list(specs)
         _known("backend", self.backends, list(BACKENDS))
         _known("operator", self.operators, [spec.name for spec in specs])
         chosen = [spec for spec in specs if not self.operators or spec.name in self.operators]
         _known("shape", self.shapes, [case.name for spec in chosen for case in spec.benchmarks])
         threads = self.threads if self.device == "cpu" else (1,)
-        for spec in chosen:
-            for case in self._shapes(spec):
-                for dtype in self.dtypes:
-                    for direction in self.directions:
-                        if direction == "backward" and not spec.differentiable:
-                            continue
-                        for layout in self.layouts:
-                            for count in dict.fromkeys(threads):
-                                yield Setting(
-                                    spec, case, dtype, layout, direction, self.device, count
-                                )
+        by_shape = itertools.zip_longest(*(self._shapes(spec) for spec in chosen))
+        for cases in by_shape:
+            for spec, case in zip(chosen, cases, strict=True):
+                if case is not None:
+                    yield from self._of(spec, case, threads)
+
+    def _of(self, spec: OperatorSpec, case: Case, threads: Sequence[int]) -> Iterator[Setting]:
+        directions = [d for d in self.directions if d == "forward" or spec.differentiable]
+        for dtype in self.dtypes:
+            for batch in self._batches(spec, case, dtype):
+                for direction, layout in itertools.product(directions, self.layouts):
+                    for count in dict.fromkeys(threads):
+                        yield Setting(
+                            spec, case, dtype, layout, direction, self.device, count, batch
+                        )
+
+    def _batches(self, spec: OperatorSpec, case: Case, dtype: str) -> Sequence[int]:
+        """Those asked for; else, on a GPU, a filling one before the published."""
+        if self.batches or self.device == "cpu":
+            return self.batches or (1,)
+        return tuple(dict.fromkeys((_filling(spec, case, dtype), 1)))
 
     def _shapes(self, spec: OperatorSpec) -> list[Case]:
         cases = [case for case in spec.benchmarks if not self.shapes or case.name in self.shapes]
         return cases[:1] if self.first_shape_only else cases
+
+
+def _filling(spec: OperatorSpec, case: Case, dtype: str) -> int:
+    """The power of two that moves `FILLING` bytes forward."""
+    moved = spec.bytes_moved(case.make(Maker(device="meta", dtype=DTYPES[dtype])), "forward")
+    return 1 << max(0, math.ceil(math.log2(FILLING / moved)))
 
 
 def _known(what: str, asked: Iterable[str], known: Sequence[str]) -> None:

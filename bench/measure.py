@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -39,8 +41,13 @@ def run(
     *,
     copy_bytes: int | None = None,
     progress: bool = True,
+    seconds: float = math.inf,
 ) -> dict[str, Any]:
-    """Measure everything that is selected; the result is what the JSON file holds."""
+    """Measure everything that is selected; the result is what the JSON file holds.
+
+    After so many seconds no further case is begun: `left_out` names those.
+    """
+    end = time.monotonic() + seconds
     settings = list(selection.settings(specs))
     clock = clock or clock_for(selection.device)
     bandwidth = {}
@@ -48,8 +55,12 @@ def run(
         with threads(count):
             bandwidth[count] = copy_bandwidth(selection.device, clock, copy_bytes)
     records: list[dict[str, Any]] = []
+    left_out: list[str] = []
     with tqdm(total=len(settings), unit="case", disable=not progress, smoothing=0.1) as bar:
         for _, sharing in itertools.groupby(settings, key=_shares_truth):
+            if time.monotonic() > end:
+                left_out += [describe(setting.names()) for setting in sharing]
+                continue
             for setting, exact in _with_truth(list(sharing)):
                 bar.set_postfix_str(describe(setting.names()))
                 gbps = bandwidth[setting.threads]["gbps"]
@@ -66,6 +77,7 @@ def run(
             for count, value in bandwidth.items()
         ],
         "records": records,
+        "left_out": left_out,
         "overhead": overheads(operators, selection, effort.batches),
     }
 
@@ -79,7 +91,7 @@ def describe(names: dict[str, Any]) -> str:
 
 
 def _shares_truth(setting: Setting) -> tuple[str, ...]:
-    return setting.spec.name, setting.case.name, setting.dtype, setting.direction
+    return setting.spec.name, setting.names()["shape"], setting.dtype, setting.direction
 
 
 def _with_truth(settings: list[Setting]) -> Iterator[tuple[Setting, Sequence[Tensor]]]:

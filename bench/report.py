@@ -41,6 +41,9 @@ def report(results: dict[str, Any]) -> str:
         where = f"{threads} thread{'s' * (threads > 1)}" if device == "cpu" else device
         copy = f"copy bandwidth {number(bandwidth[device, threads])} GB/s"
         parts.append(f"{operator}, {dtype}, {where}; {copy}\n" + _records(list(records)))
+    if left_out := results.get("left_out"):
+        names = "\n".join(f"    {name}" for name in left_out)
+        parts.append(f"Left out, for want of time: {len(left_out)} cases\n{names}")
     parts.append("Overhead of a call at a tiny size, in microseconds\n" + _overhead(results))
     measured = [v for v in results.get("targets", []) if v["met"] is not None]
     if measured:

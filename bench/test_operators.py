@@ -28,6 +28,7 @@ _SELECTION = Selection(
     baselines=("eager",),
     device="cuda" if torch.cuda.is_available() else "cpu",
     first_shape_only=True,
+    batches=(1,),
 )
 _SETTINGS = list(_SELECTION.settings(specs()))
 

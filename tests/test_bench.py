@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 import vsegops
-from vsegops._spec import Case, OperatorSpec, specs
+from vsegops._spec import Case, Maker, OperatorSpec, specs
 
 sys.path.append(str(Path(__file__).parents[1]))  # `bench` is not installed
 pytest.importorskip("matplotlib")
@@ -21,9 +22,10 @@ pytest.importorskip("tqdm")
 
 from bench import __main__ as command
 from bench import agreement, models, plot, report, targets, temporal, timing
-from bench.cases import Selection
+from bench.cases import FILLING, Selection, candidate
 from bench.compare import compare
 from bench.measure import run
+from bench.precompile import precompile
 
 EFFORT = timing.Effort(least=3, most=3, batches=3)
 
@@ -111,6 +113,63 @@ def test_a_wrong_baseline_gets_no_ratio() -> None:
     assert [r["baselines"]["eager"]["ratio"] for r in found["records"]] == [None] * 4
     assert all(record["times_floor"] for record in found["records"])
     assert "(disagrees)" in report.report(found)
+
+
+def test_samples_are_repeated() -> None:
+    """Each is drawn once, in the inputs as in the gradient that comes in."""
+    found = measure(tiny_spec(), batches=(1, 3), layouts=("channels_last",))
+    assert [r["shape"] for r in found["records"]] == ["tiny"] * 2 + ["tiny, times 3"] * 2
+    assert all(record["agreement"]["passed"] for record in found["records"])
+    one, _, three, _ = found["records"]
+    assert three["bytes"] == 3 * one["bytes"]
+    chosen = Selection(batches=(3,), layouts=("channels_last",), directions=("backward",))
+    (setting,) = chosen.settings([tiny_spec()])
+    for x in (*setting.arguments().values(), setting.grad_output(torch.empty(3, 2, 5, 6))):
+        assert x.shape[0] == 3 and torch.equal(x[:1].expand_as(x), x)
+        assert x.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_gpu_is_filled() -> None:
+    """Shapes: the first of every operator first."""
+    chosen = list(Selection(device="cuda", layouts=("contiguous",)).settings(specs()))
+    first = [s for s in chosen if s.case is s.spec.benchmarks[0]]
+    assert first == chosen[: len(first)]
+    for setting in first:
+        moved = setting.spec.bytes_moved(setting.case.make(Maker(device="meta")), "forward")
+        filling = max(s.batch for s in first if s.spec is setting.spec)
+        assert FILLING <= filling * moved < 2 * FILLING or filling == 1
+        assert setting.batch in (1, filling)
+
+
+def test_what_does_not_fit_the_time_is_left_out() -> None:
+    clock = timing.CpuClock(evicted=4096)
+    selection = Selection(backends=("reference",), baselines=())
+    found = run(
+        [tiny_spec()], selection, EFFORT, clock, copy_bytes=4096, progress=False, seconds=-1
+    )
+    assert not found["records"]
+    assert found["left_out"][0] == "flow_warp, tiny, float32, contiguous, forward, 1 thread"
+    assert len(found["left_out"]) == 4
+    assert "Left out, for want of time: 4 cases" in report.report(found)
+
+
+def test_compiled_beforehand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By other processes, whose cache is found."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    chosen = {"shapes": ("C64 90x120",), "layouts": ("contiguous",), "directions": ("forward",)}
+    selection = Selection(operators=("flow_warp",), **chosen)
+    precompile(selection, 1, 0.0)
+    assert not list(tmp_path.rglob("*.so"))  # there was no time
+    precompile(selection, 1, 600.0)
+    made = set(tmp_path.rglob("*.so"))
+    assert made
+    (setting,) = selection.settings(specs())
+    counters.clear()
+    candidate(setting, "compile").calls[0]()
+    assert (
+        counters["inductor"]["fxgraph_cache_hit"] or counters["aot_autograd"]["autograd_cache_hit"]
+    )
+    assert set(tmp_path.rglob("*.so")) == made
 
 
 def test_nan_never_agrees() -> None:

@@ -112,7 +112,10 @@ run_sanitize() {
 }
 
 run_bench() {
-  limit 240 "$python" -m bench run --device cuda --backend cuda triton --output "$out/bench"
+  local left=$((deadline - SECONDS - 30))
+  limit "$left" "$python" -m bench run --device cuda --backend cuda triton \
+    --dtype float32 float16 bfloat16 --compile-jobs "$(nproc)" --seconds $((left - 60)) \
+    --output "$out/bench"
 }
 
 run_models() {

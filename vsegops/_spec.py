@@ -32,6 +32,7 @@ class Maker:
     """Makes the tensors of a case: device, dtype, layout and randomness are decided here.
 
     The values depend on the seed and the sizes only: they are drawn in float64 and then rounded.
+    Each sample is repeated `batch` times. On the device `"meta"` nothing is drawn.
     """
 
     def __init__(
@@ -42,11 +43,13 @@ class Maker:
         flow_dtype: torch.dtype | None = None,
         channels_last: bool = False,
         seed: int = 0,
+        batch: int = 1,
     ) -> None:
         self.device = torch.device(device)
         self.dtype = dtype
         self.flow_dtype = flow_dtype or dtype
         self.channels_last = channels_last
+        self.batch = batch
         self._generator = torch.Generator().manual_seed(seed)
 
     def features(self, *shape: int) -> Tensor:
@@ -67,8 +70,7 @@ class Maker:
 
     def unit(self, *shape: int) -> Tensor:
         """Uniform in [0, 1): gates, attention."""
-        values = torch.rand(shape, generator=self._generator, dtype=torch.float64)
-        return self._place(values, self.dtype)
+        return self._place(self._uniform(shape), self.dtype)
 
     def flow(self, n: int, h: int, w: int, magnitude: float = 3.0) -> Tensor:
         """[n, 2, h, w], each component normal with deviation `magnitude`."""
@@ -83,19 +85,32 @@ class Maker:
         dtype: torch.dtype = torch.int64,
     ) -> Tensor:
         """Uniform among the classes; a share `ignored` of them is `ignore_index`."""
-        values = torch.randint(classes, shape, generator=self._generator)
-        chance = torch.rand(shape, generator=self._generator, dtype=torch.float64)
-        return values.where(chance >= ignored, ignore_index).to(self.device, dtype)
+        values = self._drawn(torch.randint, classes, shape, dtype=torch.int64)
+        values = values.where(self._uniform(shape) >= ignored, ignore_index)
+        return self._repeated(values.to(self.device, dtype))
+
+    def _uniform(self, shape: Sequence[int]) -> Tensor:
+        return self._drawn(torch.rand, shape, dtype=torch.float64)
 
     def _normal(self, shape: Sequence[int]) -> Tensor:
-        return torch.randn(tuple(shape), generator=self._generator, dtype=torch.float64)
+        return self._drawn(torch.randn, shape, dtype=torch.float64)
+
+    def _drawn(self, draw: Callable[..., Tensor], *arguments: Any, dtype: torch.dtype) -> Tensor:
+        if self.device.type == "meta":
+            return torch.empty(arguments[-1], dtype=dtype, device="meta")
+        return draw(*arguments, generator=self._generator, dtype=dtype)
 
     def _place(self, values: Tensor, dtype: torch.dtype) -> Tensor:
         values = values.to(dtype)
         layouts = {4: torch.channels_last, 5: torch.channels_last_3d} if self.channels_last else {}
         layout = layouts.get(values.dim(), torch.contiguous_format)
-        values = values.contiguous(memory_format=layout)
-        return values.to(self.device)
+        values = self._repeated(values.contiguous(memory_format=layout).to(self.device))
+        return values.contiguous(memory_format=layout)
+
+    def _repeated(self, values: Tensor) -> Tensor:
+        if self.batch == 1 or values.dim() < 3:  # what has no samples
+            return values
+        return values.repeat(self.batch, *[1] * (values.dim() - 1))
 
 
 @dataclass(frozen=True)

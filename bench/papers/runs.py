@@ -16,9 +16,11 @@ def _with_options(recipe: Recipe, **options: Any) -> Recipe:
 
 _LITE = RECIPES["sfnet_lite_streets"]
 _FULL = replace(_LITE, model="sfnet_resnet18_x0_25")
+_SLOW = replace(_LITE.optimiser, rates={"head.fpn_out_align.": _LITE.optimiser.rate / 10})
 SFNET = {
     "sfnet_lite": _LITE,
     "sfnet_fam": _FULL,
+    "sfnet_fam_slow_flow": replace(_FULL, optimiser=_SLOW),  # not the papers'
     "sfnet_fpn": _with_options(_FULL, alignment="bilinear"),
 }
 
