@@ -33,6 +33,9 @@ BASELINES = ("eager", "compile")
 #: of an H200's time: less shows how kernels begin and end.
 FILLING = 256 * 2**20
 
+#: In the name of a shape, before how many times the case's samples it has.
+REPEATED = ", times "
+
 #: On a GPU the copies of a call's tensors together are so many times the L2 cache.
 ROTATED = 4
 
@@ -56,7 +59,7 @@ class Setting:
         """What identifies the setting in a result file."""
         return {
             "operator": self.spec.name,
-            "shape": self.case.name + (f", times {self.batch}" if self.batch > 1 else ""),
+            "shape": self.case.name + (f"{REPEATED}{self.batch}" if self.batch > 1 else ""),
             "dtype": self.dtype,
             "layout": self.layout,
             "direction": self.direction,

@@ -22,7 +22,7 @@ pytest.importorskip("tqdm")
 
 from bench import __main__ as command
 from bench import agreement, models, plot, report, targets, temporal, timing
-from bench.cases import FILLING, Selection, candidate
+from bench.cases import FILLING, REPEATED, Selection, candidate
 from bench.compare import compare
 from bench.measure import run
 from bench.precompile import precompile
@@ -285,10 +285,20 @@ def test_targets_take_the_lowest_ratio(results: dict[str, Any]) -> None:
         targets.Target(**of, ratio=2, against="eager"),
         targets.Target(**of, ratio=2, against="best"),
         targets.Target(**of, ratio=2, against="compile", shape="third"),
+        targets.Target(**of, ratio=0.5, against="floor", dtype=""),
+        targets.Target(**of, ratio=2.5, against="eager", filled=True),
     ]
+    every[0]["times_floor"], every[1]["times_floor"] = 1.25, 1.6
+    every[0]["shape"] += f"{REPEATED}16"
     found = targets.verdicts(every, wanted)
-    assert [(v["lowest"], v["met"]) for v in found] == [(2.0, True), (1.5, False), (None, None)]
-    assert found[1]["where"].startswith("first")
+    assert [(v["lowest"], v["met"]) for v in found] == [
+        (2.0, True),
+        (1.5, False),
+        (None, None),
+        (0.625, True),
+        (3.0, True),
+    ]
+    assert found[1]["where"].startswith("first, times 16")
 
 
 def test_a_selection_knows_its_names() -> None:
