@@ -62,12 +62,14 @@ struct Ahead {
 };
 
 // The pixels of a tile over the channels of a panel: adds grad, weighted, to the four taps in
-// `d_source` (Scatter), and to what is summed for each pixel (Sum).
-template <bool Scatter, bool Sum, typename F, typename T>
-void scatter_tile(const Tile<F>& tile, int64_t count, const Steps& steps, int64_t width,
+// `d_source` (Scatter), and to what is summed for each pixel (Sum). Width: of the panels; if it is
+// a constant, one vector, they have nothing beside it.
+template <bool Scatter, bool Sum, typename Width, typename F, typename T>
+void scatter_tile(const Tile<F>& tile, int64_t count, const Steps& steps, Width width,
                   Panel<const F> grad, Panel<const F> source, Panel<F> d_source,
                   const PixelSums<F>& to, const Ahead<T>& ahead) {
   constexpr int n = kLanes<F>;
+  if constexpr (!std::is_same_v<Width, int64_t>) grad.stride = source.stride = d_source.stride = n;
   const auto& taps = [&] {  // (source and d_source are alike; either may be absent)
     if constexpr (Scatter)
       return d_source;
@@ -139,11 +141,18 @@ template <typename T, typename F>
 void scatter_tile(const Tile<F>& tile, int64_t count, const Steps& steps, int64_t width,
                   Panel<const F> grad, const SourcePanels<T, F>& source, const PixelSums<F>& to,
                   const Ahead<T>& ahead) {
+  constexpr std::integral_constant<int64_t, kLanes<F>> one;  // vector
+  const bool slim = grad.stride == one &&
+                    (source.gradients.data ? source.gradients.stride : source.values.stride) == one;
   lift(source.gradients.data, [&](auto scatter) {
     lift(to.wanted(), [&](auto sum) {
       if constexpr (scatter() || sum()) {
-        scatter_tile<scatter(), sum()>(tile, count, steps, width, grad, source.values,
-                                       source.gradients, to, ahead);
+        const auto run = [&](auto channels) {
+          scatter_tile<scatter(), sum()>(tile, count, steps, channels, grad, source.values,
+                                         source.gradients, to, ahead);
+        };
+        if (slim && width == one) return run(one);
+        run(width);
       }
     });
   });

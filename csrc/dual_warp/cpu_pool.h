@@ -104,7 +104,6 @@ void pool_pixels(const Image<const T>& image, int64_t begin, int64_t count, cons
       int64_t c = 0;
       for (; c + n <= image.width; c += n) {
         const V x = load(from + c);
-        __builtin_prefetch(from + c + kAhead);
         if constexpr (Sum) sum[j] += x;
         most[j].see(x, lane + static_cast<int32_t>(c));
       }
