@@ -200,6 +200,21 @@ def test_gradients_of_mean_and_max_add(target: Target):
         assert_close(result.gradients[name], expected, error=1e-14, what=name)
 
 
+def test_no_map_is_kept_for_the_gradient(target: Target):
+    """Of what was pooled only the maxima's places are, and those where a gradient is wanted."""
+    maker = Maker(device=target.device)
+    first, second = (maker.features(2, c, 5, 7).requires_grad_() for c in (64, 128))
+    kept: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        channel_pool(first, second)
+        assert [(tuple(x.shape), x.dtype) for x in kept] == [((2, 2, 5, 7), torch.int32)]
+        expected = torch.stack((first.max(1).indices, second.max(1).indices), 1)
+        assert torch.equal(kept[0].long(), expected)
+        kept.clear()
+        channel_pool(first.detach(), second.detach())
+        assert not kept
+
+
 def test_pooled_maps_of_different_layouts(target: Target):
     maker = Maker(device=target.device)
     given = {"first": maker.features(2, 8, 5, 7), "second": maker.features(2, 12, 5, 7)}

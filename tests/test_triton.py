@@ -287,17 +287,19 @@ def test_dual_warp_variant_compiles(launched, tmp_path, layout, variant):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("wanted", [0, 1, 2, 3])
+@pytest.mark.parametrize("wanted", [None, 0, 1, 2, 3])
 def test_channel_pool_accesses(launched, tmp_path, wanted, layout):
-    """Channels by 16 bytes at once where they are neighbours."""
+    """Channels by 16 bytes at once where they are neighbours. (0: forward, with places.)"""
     given = [features((1, c, 128, 256), torch.float32, layout) for c in (64, 128)]
-    call: tuple[Any, ...] = (dual_warp.channel_pool, *given)
+    name, arguments = "channel_pool" if wanted is None else "channel_pool_with_places", given
     if wanted:
         grad = features((1, 4, 128, 256), torch.float32, layout)
-        call = (dual_warp.channel_pool_backward, grad, *given, wanted)
-    compiled = launched(*call).compile(90)
+        places = torch.empty((1, 2, 128, 256), dtype=torch.int32, device="meta")
+        name, arguments = "channel_pool_backward", [grad, places, 64, 128, layout == "nhwc", wanted]
+    compiled = launched(getattr(dual_warp, name), *arguments).compile(90)
     assert_fits(compiled, tmp_path, registers=64)
-    assert ("v4.b32" if layout == "nhwc" else "b32") in accesses(compiled, "ld")
+    direction = "st" if wanted else "ld"
+    assert ("v4.b32" if layout == "nhwc" else "b32") in accesses(compiled, direction)
 
 
 # --- dense head ---------------------------------------------------------------------------------

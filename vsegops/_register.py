@@ -46,6 +46,9 @@ class Operator:
             namespace of the forward, so that the backward runs on the same backend; `needs` says
             which gradients are wanted. None: not differentiable, and loud about it.
         saved: of the inputs, those that the backward reads, with None in place of the others.
+        recorded: the operator, defined before, that runs instead where gradients will be wanted: it
+            has the same arguments, and results beside the first. These come after the inputs in
+            the backward.
         autocast: names of the arguments that go to autocast's dtype; empty: autocast is ignored.
     """
 
@@ -54,6 +57,7 @@ class Operator:
     fake: Callable[..., Any]
     backward: Callable[..., Any] | None = None
     saved: Callable[[Sequence[Any]], Sequence[Any]] = tuple
+    recorded: str = ""
     autocast: Sequence[str] = ()
 
 
@@ -154,17 +158,22 @@ def _register_autograd(library: torch.library.Library, namespace: str, operator:
     call, which costs more than a small kernel.
     """
     function = overload(namespace, operator.name)
+    recorded = overload(namespace, operator.recorded or operator.name)
     ops = getattr(torch.ops, namespace)
 
     def forward(ctx: Any, keyset: DispatchKeySet, *inputs: Any) -> Any:
+        with _AutoDispatchBelowAutograd():
+            result = recorded.redispatch(keyset & _after_autograd_keyset, *inputs)
+        beside: Sequence[Any] = ()
+        if operator.recorded:
+            result, *beside = result
         if operator.backward is not None:
-            saved = operator.saved(inputs)
+            saved = (*operator.saved(inputs), *beside)
             tensors = {i: x for i, x in enumerate(saved) if isinstance(x, torch.Tensor)}
             ctx.save_for_backward(*tensors.values())
             ctx.positions = list(tensors)
             ctx.rest = [None if i in tensors else x for i, x in enumerate(saved)]
-        with _AutoDispatchBelowAutograd():
-            return function.redispatch(keyset & _after_autograd_keyset, *inputs)
+        return result
 
     def backward(ctx: Any, *grads: Any) -> Any:
         if operator.backward is None:

@@ -1,5 +1,5 @@
 // Mean and maximum over channels on a CPU: one addition and one comparison for each element, which
-// is read once: memory bounds it. Backward reads it once and writes its gradient.
+// is read once: memory bounds it. Backward knows the maximum's place, and writes the gradient once.
 //
 // A NaN is larger than every number, and the first of equals is the maximum, as in torch.max.
 #pragma once
@@ -44,10 +44,10 @@ size_t pooled_bytes() {
   return kPoolTile * (2 * sizeof(F) + sizeof(int32_t));
 }
 
-// One vector of channel c, which is added to `sum` (Sum) and whose place is kept (Place).
-template <bool Sum, bool Place, typename F>
+// One vector of channel c, whose place is kept (Place).
+template <bool Place, typename F>
 VSEGOPS_HD void pool_vector(Vector<F> x, int32_t c, int64_t i, const Pooled<F>& to) {
-  if constexpr (Sum) store(load(to.sum + i) + x, to.sum + i);
+  store(load(to.sum + i) + x, to.sum + i);
   Largest<Vector<F>> most{load(to.largest + i), {}};
   if constexpr (Place) most.channel = load_index<F>(to.channel + i);
   most.see(x, index_t<Vector<F>>{} + c);
@@ -56,11 +56,11 @@ VSEGOPS_HD void pool_vector(Vector<F> x, int32_t c, int64_t i, const Pooled<F>& 
 }
 
 // Pixels [begin, begin + count) of planes: vectors over pixels, one channel after the other.
-template <bool Sum, bool Place, typename T, typename F>
+template <bool Place, typename T, typename F>
 void pool_planes(const Image<const T>& image, int64_t begin, int64_t count, const Pooled<F>& to) {
   constexpr int n = kLanes<F>;
   const int64_t padded = ceil_div(count, n) * n;
-  if constexpr (Sum) std::fill_n(to.sum, padded, F(0));
+  std::fill_n(to.sum, padded, F(0));
   std::fill_n(to.largest, padded, -std::numeric_limits<F>::infinity());
   if constexpr (Place) std::fill_n(to.channel, padded, 0);
   for (int64_t c = 0; c < image.width; ++c) {
@@ -68,12 +68,12 @@ void pool_planes(const Image<const T>& image, int64_t begin, int64_t count, cons
     int64_t i = 0;
     for (; i + n <= count; i += n) {
       __builtin_prefetch(from + i + image.channel);
-      pool_vector<Sum, Place, F>(load(from + i), static_cast<int32_t>(c), i, to);
+      pool_vector<Place, F>(load(from + i), static_cast<int32_t>(c), i, to);
     }
     if (i == count) continue;
     T last[n] = {};
     std::copy_n(from + i, count - i, last);
-    pool_vector<Sum, Place, F>(load(last), static_cast<int32_t>(c), i, to);
+    pool_vector<Place, F>(load(last), static_cast<int32_t>(c), i, to);
   }
 }
 
@@ -87,7 +87,7 @@ index_t<Vector<F>> lanes() {
 
 // The same where the channels of a pixel are side by side: vectors over channels, whose lanes are
 // brought together at the end.
-template <bool Sum, bool Place, typename T, typename F>
+template <bool Place, typename T, typename F>
 void pool_pixels(const Image<const T>& image, int64_t begin, int64_t count, const Pooled<F>& to) {
   using V = Vector<F>;
   using Index = index_t<V>;
@@ -104,14 +104,14 @@ void pool_pixels(const Image<const T>& image, int64_t begin, int64_t count, cons
       int64_t c = 0;
       for (; c + n <= image.width; c += n) {
         const V x = load(from + c);
-        if constexpr (Sum) sum[j] += x;
+        sum[j] += x;
         most[j].see(x, lane + static_cast<int32_t>(c));
       }
       if (c == image.width) continue;
       T last[n] = {};
       std::copy_n(from + c, image.width - c, last);
       const V x = load(last);
-      if constexpr (Sum) sum[j] += x;
+      sum[j] += x;
       const auto present = lane < static_cast<int32_t>(image.width - c);
       most[j].see(present ? x : least, lane + static_cast<int32_t>(c));
     }
@@ -123,7 +123,7 @@ void pool_pixels(const Image<const T>& image, int64_t begin, int64_t count, cons
       return best.value;
     });
     store(largest, to.largest + i);
-    if constexpr (Sum) store(sums<F>(sum), to.sum + i);
+    store(sums<F>(sum), to.sum + i);
     if constexpr (Place) {
       // The first of the lanes that have it.
       for (int j = 0; j < n; ++j) {
@@ -141,10 +141,10 @@ void pool_pixels(const Image<const T>& image, int64_t begin, int64_t count, cons
   }
 }
 
-template <bool Sum, bool Place, typename T, typename F>
+template <bool Place, typename T, typename F>
 void pool_tile(const Image<const T>& image, int64_t begin, int64_t count, const Pooled<F>& to) {
-  image.planes() ? pool_planes<Sum, Place>(image, begin, count, to)
-                 : pool_pixels<Sum, Place>(image, begin, count, to);
+  image.planes() ? pool_planes<Place>(image, begin, count, to)
+                 : pool_pixels<Place>(image, begin, count, to);
 }
 
 // Calls `run(arena, n, begin, end)` for tiles of pixels of `images`, in parallel.
@@ -162,21 +162,32 @@ void for_pool_tiles(int64_t images, int64_t pixels, const Run& run) {
   });
 }
 
+// The channels of the maxima of image n.
+template <typename Call>
+auto* places_of(const Call& call, int64_t n) {
+  return call.places.data + call.places.at(n, call.which, 0, 0);
+}
+
 template <typename T>
 void pool(const Pool<T>& call, const Context&) {
   using F = compute_t<T>;
   const View<const T>& input = call.input;
-  for_pool_tiles<F>(input.n, input.h * input.w,
-                    [&](const Pooled<F>& pooled, int64_t n, int64_t begin, int64_t end) {
-                      pool_tile<true, false>(image_of(input, call.channels_last, n, 0, input.c),
-                                             begin, end - begin, pooled);
-                      const Image<T> out = image_of(call.out, call.channels_last, n, call.place, 4);
-                      for (int64_t i = 0; i < end - begin; ++i) {
-                        T* const to = out.data + (begin + i) * out.pixel;
-                        narrow(pooled.sum[i] / static_cast<F>(input.c), to);
-                        narrow(pooled.largest[i], to + 2 * out.channel);
-                      }
-                    });
+  const auto run = [&](auto place, const Pooled<F>& pooled, int64_t n, int64_t begin, int64_t end) {
+    pool_tile<place()>(image_of(input, call.channels_last, n, 0, input.c), begin, end - begin,
+                       pooled);
+    if constexpr (place()) {
+      std::copy_n(pooled.channel, end - begin, places_of(call, n) + begin);
+    }
+    const Image<T> out = image_of(call.out, call.channels_last, n, call.which, 4);
+    for (int64_t i = 0; i < end - begin; ++i) {
+      T* const to = out.data + (begin + i) * out.pixel;
+      narrow(pooled.sum[i] / static_cast<F>(input.c), to);
+      narrow(pooled.largest[i], to + 2 * out.channel);
+    }
+  };
+  lift(call.places.data, [&](auto place) {
+    for_pool_tiles<F>(input.n, input.h * input.w, [&](auto&&... tile) { run(place, tile...); });
+  });
 }
 
 // Writes vectors `value(i)` to `count` elements, past the caches if `streamed`.
@@ -199,24 +210,23 @@ void write_vectors(T* out, int64_t count, bool streamed, const Value& value) {
 template <typename T>
 void pool_backward(const PoolBackward<T>& call, const Context&) {
   using F = compute_t<T>;
-  const View<const T>& input = call.input;
+  const View<T>& d_input = call.d_input;
   const bool past_caches =
-      input.n * input.c * input.h * input.w * int64_t(sizeof(T)) >= kStreamBytes;
+      d_input.n * d_input.c * d_input.h * d_input.w * int64_t(sizeof(T)) >= kStreamBytes;
   for_pool_tiles<F>(
-      input.n, input.h * input.w,
-      [&](const Pooled<F>& pooled, int64_t image, int64_t begin, int64_t end) {
+      d_input.n, d_input.h * d_input.w,
+      [&](const Pooled<F>& pooled, int64_t n, int64_t begin, int64_t end) {
         const int64_t count = end - begin;
-        pool_tile<false, true>(image_of(input, call.channels_last, image, 0, input.c), begin, count,
-                               pooled);
-        // From here on: what every channel gets, and what the maximum does.
-        F *const each = pooled.sum, *const most = pooled.largest;
-        read_pixels(call.grad, image, call.place, begin, end, each);
-        read_pixels(call.grad, image, call.place + 2, begin, end, most);
+        std::copy_n(places_of(call, n) + begin, count, pooled.channel);
+        F *const each = pooled.sum, *const most =
+                                        pooled.largest;  // of all channels; of the maximum
+        read_pixels(call.grad, n, call.which, begin, end, each);
+        read_pixels(call.grad, n, call.which + 2, begin, end, most);
         for (int64_t i = 0; i < count; ++i) {
-          each[i] /= static_cast<F>(input.c);
+          each[i] /= static_cast<F>(d_input.c);
           most[i] += each[i];
         }
-        const Image<T> to = image_of(call.d_input, call.channels_last, image, 0, input.c);
+        const Image<T> to = image_of(d_input, call.channels_last, n, 0, d_input.c);
         if (to.planes()) {
           for (int64_t c = 0; c < to.width; ++c) {
             write_vectors(to.data + c * to.channel + begin, count, past_caches, [&](int64_t i) {

@@ -209,7 +209,7 @@ __global__ void __launch_bounds__(kPixelThreads) pool_kernel(const PoolCall<T> c
   using F = compute_t<T>;
   const Worker<Layout> me(call.split, call.pool.input);
   const Image<Layout, const T> input(call.pool.input, me.n);
-  F found[2] = {F(0), -F(INFINITY)};  // sum, maximum
+  F found[3] = {F(0), -F(INFINITY), F(0)};  // sum, maximum, the first channel that has it
   me.each([&](auto width, int32_t c) {
     constexpr int N = decltype(width)::value;
     F x[N];
@@ -217,55 +217,41 @@ __global__ void __launch_bounds__(kPixelThreads) pool_kernel(const PoolCall<T> c
 #pragma unroll
     for (int i = 0; i < N; ++i) {
       found[0] += x[i];
-      if (larger(x[i], found[1])) found[1] = x[i];
+      if (!larger(x[i], found[1])) continue;
+      found[1] = x[i];
+      found[2] = static_cast<F>(c + i);
     }
   });
-  reduce(found, me, [](F(&mine)[2], const F(&other)[2]) {
+  reduce(found, me, [](F(&mine)[3], const F(&other)[3]) {
     mine[0] += other[0];
-    if (larger(other[1], mine[1])) mine[1] = other[1];
+    const bool first = !larger(mine[1], other[1]) && other[2] < mine[2];
+    if (!larger(other[1], mine[1]) && !first) return;
+    mine[1] = other[1];
+    mine[2] = other[2];
   });
   if (me.group != 0 || !me.inside) return;
   const View<T>& out = call.pool.out;
-  const int64_t at = out.at(me.n, call.pool.place, me.y, me.x);
+  const int64_t at = out.at(me.n, call.pool.which, me.y, me.x);
   narrow(found[0] / static_cast<F>(call.pool.input.c), out.data + at);
   narrow(found[1], out.data + at + 2 * out.stride_c);
+  const View<int32_t>& places = call.pool.places;
+  if (!places.data) return;
+  places.data[places.at(me.n, call.pool.which, me.y, me.x)] = static_cast<int32_t>(found[2]);
 }
 
-// d_input = grad of the mean / C, and at the maximum also that of the maximum. Reads each element
-// once and writes its gradient, for two comparisons: memory bounds it.
+// Writes each element once, for a comparison: memory bounds it.
 template <typename Layout, typename T>
 __global__ void __launch_bounds__(kPixelThreads)
     pool_backward_kernel(const PoolBackwardCall<T> call) {
   using F = compute_t<T>;
-  __shared__ int32_t places[kPixelThreads];  // the channel of each pixel's maximum
-  const Worker<Layout> me(call.split, call.pool.input);
-  const Image<Layout, const T> input(call.pool.input, me.n);
-  F found[2] = {-F(INFINITY), F(0)};  // maximum, its channel
-  me.each([&](auto width, int32_t c) {
-    constexpr int N = decltype(width)::value;
-    F x[N];
-    input.load(me.pixel, c, x);
-#pragma unroll
-    for (int i = 0; i < N; ++i) {
-      if (!larger(x[i], found[0])) continue;
-      found[0] = x[i];
-      found[1] = static_cast<F>(c + i);
-    }
-  });
-  reduce(found, me, [](F(&mine)[2], const F(&other)[2]) {
-    const bool first = !larger(mine[0], other[0]) && other[1] < mine[1];
-    if (!larger(other[0], mine[0]) && !first) return;
-    mine[0] = other[0];
-    mine[1] = other[1];
-  });
-  if (me.group == 0) places[me.slot] = static_cast<int32_t>(found[1]);
-  __syncthreads();
+  const Worker<Layout> me(call.split, call.pool.d_input);
   if (!me.inside) return;
   const View<const T>& grad = call.pool.grad;
-  const int64_t at = grad.at(me.n, call.pool.place, me.y, me.x);
-  const F each = widen(fetch(grad.data + at)) / static_cast<F>(call.pool.input.c);
+  const int64_t at = grad.at(me.n, call.pool.which, me.y, me.x);
+  const F each = widen(fetch(grad.data + at)) / static_cast<F>(call.pool.d_input.c);
   const F most = each + widen(fetch(grad.data + at + 2 * grad.stride_c));
-  const int32_t place = places[me.slot];
+  const View<const int32_t>& places = call.pool.places;
+  const int32_t place = fetch(places.data + places.at(me.n, call.pool.which, me.y, me.x));
   const Image<Layout, T> d_input(call.pool.d_input, me.n);
   me.each([&](auto width, int32_t c) {
     constexpr int N = decltype(width)::value;
@@ -350,6 +336,8 @@ void backward(const Backward<T, F, Flow>& given, const Context& context) {
 template <typename T>
 void pool(const Pool<T>& given, const Context& context) {
   check("input", given.input);
+  // (Their numbers pass through float.)
+  STD_TORCH_CHECK(given.input.c <= 1 << 24, "expected at most 2^24 channels, got ", given.input.c);
   PoolCall<T> call{given, {}};
   with_layout<T>(
       given.channels_last, given.input.c,
@@ -363,18 +351,16 @@ void pool(const Pool<T>& given, const Context& context) {
 
 template <typename T>
 void pool_backward(const PoolBackward<T>& given, const Context& context) {
-  check("input", given.input);
-  // (Their numbers pass through float.)
-  STD_TORCH_CHECK(given.input.c <= 1 << 24, "expected at most 2^24 channels, got ", given.input.c);
+  check("d_input", given.d_input);
   PoolBackwardCall<T> call{given, {}};
   with_layout<T>(
-      given.channels_last, given.input.c,
+      given.channels_last, given.d_input.c,
       [&](auto layout) {
         using Layout = decltype(layout);
-        call.split = split_for<Layout>(given.input, false);
-        launch_split(pool_backward_kernel<Layout, T>, given.input, call, context);
+        call.split = split_for<Layout>(given.d_input, true);
+        launch_split(pool_backward_kernel<Layout, T>, given.d_input, call, context);
       },
-      given.input.data, given.d_input.data);
+      given.d_input.data);
 }
 
 }  // namespace

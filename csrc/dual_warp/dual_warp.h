@@ -3,7 +3,8 @@
 //   forward:   out = gate * A(high) + (1 - gate) * A(low)
 //   backward:  d_high = A'(gate * grad), d_low = A'((1 - gate) * grad), d_high_flow, d_low_flow,
 //              d_gate = sum over channels of grad * (A(high) - A(low))
-//   pool:      mean and maximum over the channels of two tensors
+//   pool:      mean and maximum over the channels of two tensors; backward: d_input = grad of the
+//              mean / C, and at the maximum also that of the maximum
 //
 // A pointer that is null stands for a gradient that nobody wants.
 #pragma once
@@ -43,22 +44,24 @@ struct Backward {
   View<T> d_gate;
 };
 
-// One tensor of two; its mean and maximum are channels `place` and `place + 2` of `out`. All but
-// `grad`, which has any strides, are dense and of one layout.
+// One tensor of two, the `which`-th; its mean and maximum are channels `which` and `which + 2` of
+// `out`, the maximum's channel is `which` of `places` (null: unwanted). All but `grad`, which has
+// any strides, and `places`, which is contiguous, are dense and of one layout.
 template <typename T>
 struct Pool {
-  int place;
+  int which;
   bool channels_last;
   View<const T> input;
   View<T> out;
+  View<int32_t> places;
 };
 
 template <typename T>
 struct PoolBackward {
-  int place;
+  int which;
   bool channels_last;
   View<const T> grad;
-  View<const T> input;
+  View<const int32_t> places;
   View<T> d_input;
 };
 

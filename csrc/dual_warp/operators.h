@@ -163,41 +163,58 @@ inline void check_pooled(const Tensor& first, const Tensor& second) {
   STD_TORCH_CHECK(second.scalar_type() == first.scalar_type(), "expected features of one dtype");
 }
 
-inline Tensor channel_pool(const Tensor& first, const Tensor& second) {
-  check_pooled(first, second);
+// `places`: null, or where the maxima's channels go.
+inline Tensor pool_both(const Tensor& first, const Tensor& second, const Tensor* places) {
   const MemoryFormat layout = layout_of(first);
   const Tensor out = empty(first, {first.size(0), 4, first.size(2), first.size(3)}, layout);
   if (out.numel() == 0) return out;
   const Context context(first);
   dispatch(first.scalar_type(), first.scalar_type(), [&](auto t, auto, auto) {
     using T = typename decltype(t)::type;
-    int place = 0;
+    int which = 0;
     for (const Tensor* x : {&first, &second}) {
       const Tensor input = dense(*x, layout);
-      pool(Pool<T>{place++, layout == MemoryFormat::ChannelsLast, view<const T>(input),
-                   view<T>(out)},
+      pool(Pool<T>{which++, layout == MemoryFormat::ChannelsLast, view<const T>(input),
+                   view<T>(out), places ? view<int32_t>(*places) : View<int32_t>()},
            context);
     }
   });
   return out;
 }
 
-inline std::tuple<Tensor, Tensor> channel_pool_backward(const Tensor& grad, const Tensor& first,
-                                                        const Tensor& second, int64_t wanted) {
+inline Tensor channel_pool(const Tensor& first, const Tensor& second) {
   check_pooled(first, second);
-  check_shape("grad", grad, {first.size(0), 4, first.size(2), first.size(3)});
-  STD_TORCH_CHECK(grad.scalar_type() == first.scalar_type(), "expected features of one dtype");
-  const Context context(first);
-  const MemoryFormat layout = layout_of(first);
-  const auto run = [&](int place, const Tensor& x, PoolGradient bit) {
-    if (!(wanted & bit)) return skipped(x);
-    const Tensor input = dense(x, layout);
-    const Tensor d_input = empty(x, {x.size(0), x.size(1), x.size(2), x.size(3)}, layout);
+  return pool_both(first, second, nullptr);
+}
+
+inline std::tuple<Tensor, Tensor> channel_pool_with_places(const Tensor& first,
+                                                           const Tensor& second) {
+  check_pooled(first, second);
+  const Tensor places = empty(first, {first.size(0), 2, first.size(2), first.size(3)},
+                              MemoryFormat::Contiguous, ScalarType::Int);
+  return {pool_both(first, second, &places), places};
+}
+
+inline std::tuple<Tensor, Tensor> channel_pool_backward(const Tensor& grad, const Tensor& places,
+                                                        int64_t first, int64_t second,
+                                                        bool channels_last, int64_t wanted) {
+  STD_TORCH_CHECK(grad.dim() == 4, "grad: expected [N, 4, H, W]");
+  const int64_t n = grad.size(0), h = grad.size(2), w = grad.size(3);
+  check_shape("grad", grad, {n, 4, h, w});
+  check_shape("places", places, {n, 2, h, w});
+  STD_TORCH_CHECK(places.scalar_type() == ScalarType::Int, "places: expected int32");
+  STD_TORCH_CHECK(first > 0 && second > 0, "expected at least one channel");
+  const Context context(grad);
+  const Tensor channels = dense(places, MemoryFormat::Contiguous);
+  const auto run = [&](int which, int64_t c, PoolGradient bit) {
+    if (!(wanted & bit)) return skipped(grad);
+    const Tensor d_input = empty(
+        grad, {n, c, h, w}, channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
     if (d_input.numel() == 0) return d_input;
-    dispatch(x.scalar_type(), x.scalar_type(), [&](auto t, auto, auto) {
+    dispatch(grad.scalar_type(), grad.scalar_type(), [&](auto t, auto, auto) {
       using T = typename decltype(t)::type;
-      pool_backward(PoolBackward<T>{place, layout == MemoryFormat::ChannelsLast,
-                                    view<const T>(grad), view<const T>(input), view<T>(d_input)},
+      pool_backward(PoolBackward<T>{which, channels_last, view<const T>(grad),
+                                    view<const int32_t>(channels), view<T>(d_input)},
                     context);
     });
     return d_input;
@@ -211,5 +228,6 @@ VSEGOPS_LIBRARY_IMPL(m) {
   m.impl("gated_dual_warp", TORCH_BOX(&vsegops::dual_warp::gated_dual_warp));
   m.impl("gated_dual_warp_backward", TORCH_BOX(&vsegops::dual_warp::gated_dual_warp_backward));
   m.impl("channel_pool", TORCH_BOX(&vsegops::dual_warp::channel_pool));
+  m.impl("channel_pool_with_places", TORCH_BOX(&vsegops::dual_warp::channel_pool_with_places));
   m.impl("channel_pool_backward", TORCH_BOX(&vsegops::dual_warp::channel_pool_backward));
 }

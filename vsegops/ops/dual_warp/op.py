@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..._determinism import atomic_on_cuda
@@ -63,21 +64,45 @@ def _fake_pool(first: Tensor, second: Tensor) -> Tensor:
     return empty_like_layout(first, (n, 4, h, w))
 
 
-def _fake_pool_backward(
-    grad: Tensor, first: Tensor, second: Tensor, wanted: int
+def _fake_pool_with_places(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    n, _, h, w = first.shape
+    return _fake_pool(first, second), first.new_empty((n, 2, h, w), dtype=torch.int32)
+
+
+def _saved_of_pool(inputs: Sequence[Any]) -> Sequence[Any]:
+    """The gradients' channels and layout: of the values only the maxima's places are needed."""
+    first, second = inputs
+    return first.shape[1], second.shape[1], layout_of(first) != torch.contiguous_format
+
+
+def pool_gradients(
+    grad: Tensor, first: int, second: int, channels_last: bool, wanted: int
 ) -> tuple[Tensor, Tensor]:
-    layout = layout_of(first)
-    return (
-        empty_like_layout(first) if wanted & FIRST else skipped(first),
-        empty_like_layout(second, layout=layout) if wanted & SECOND else skipped(second),
-    )
+    """Uninitialised gradients of maps with so many channels; those not wanted are empty."""
+    n, _, h, w = grad.shape
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+
+    def made(channels: int, bit: int) -> Tensor:
+        if not wanted & bit:
+            return skipped(grad)
+        return empty_like_layout(grad, (n, channels, h, w), layout=layout)
+
+    return made(first, FIRST), made(second, SECOND)
+
+
+def _fake_pool_backward(
+    grad: Tensor, places: Tensor, first: int, second: int, channels_last: bool, wanted: int
+) -> tuple[Tensor, Tensor]:
+    return pool_gradients(grad, first, second, channels_last, wanted)
 
 
 def _pool_backward(
     ops: Any, needs: Sequence[bool], inputs: Sequence[Any], grad: Tensor
 ) -> tuple[Tensor | None, ...]:
     wanted = wanted_bits(needs)
-    return only_wanted(wanted, ops.channel_pool_backward.default(grad, *inputs, wanted))
+    *made, places = inputs
+    gradients = ops.channel_pool_backward.default(grad, places, *made, wanted)
+    return only_wanted(wanted, gradients)
 
 
 register(
@@ -96,15 +121,24 @@ register(
         fake=_fake_warp_backward,
     ),
     Operator(
+        # and the channels of the maxima of both, [N, 2, H, W]
+        name="channel_pool_with_places",
+        schema="(Tensor first, Tensor second) -> (Tensor, Tensor)",
+        fake=_fake_pool_with_places,
+    ),
+    Operator(
         name="channel_pool",
         schema="(Tensor first, Tensor second) -> Tensor",
         fake=_fake_pool,
         backward=_pool_backward,
+        saved=_saved_of_pool,
+        recorded="channel_pool_with_places",
         autocast=("first", "second"),
     ),
     Operator(
         name="channel_pool_backward",
-        schema="(Tensor grad, Tensor first, Tensor second, int wanted) -> (Tensor, Tensor)",
+        schema="(Tensor grad, Tensor places, SymInt first, SymInt second, bool channels_last,"
+        " int wanted) -> (Tensor, Tensor)",
         fake=_fake_pool_backward,
     ),
 )

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..._layout import skipped
 from ..warp import op as warp
 from ..warp.reference import Options, compute_dtype, flow_warp_backward, rounded_like, sample
-from .op import FIRST, GATE, HIGH, HIGH_FLOW, LOW, LOW_FLOW, SECOND
+from .op import GATE, HIGH, HIGH_FLOW, LOW, LOW_FLOW, pool_gradients
 
 
 def _warp_options(*options: Any) -> tuple[Options, Options]:
@@ -63,24 +63,29 @@ def gated_dual_warp_backward(
     return *d_features, *d_flows, d_gate
 
 
-def channel_pool(first: Tensor, second: Tensor) -> Tensor:
+def channel_pool_with_places(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     both = [x.to(compute_dtype(x)) for x in (first, second)]
     means = [x.mean(1) for x in both]
-    largest = [x.max(1).values for x in both]
-    return rounded_like(torch.stack((*means, *largest), 1), first)
+    largest, places = zip(*(x.max(1) for x in both), strict=True)
+    pooled = rounded_like(torch.stack((*means, *largest), 1), first)
+    return pooled, torch.stack(places, 1).int()
+
+
+def channel_pool(first: Tensor, second: Tensor) -> Tensor:
+    return channel_pool_with_places(first, second)[0]
 
 
 def channel_pool_backward(
-    grad: Tensor, first: Tensor, second: Tensor, wanted: int
+    grad: Tensor, places: Tensor, first: int, second: int, channels_last: bool, wanted: int
 ) -> tuple[Tensor, ...]:
     """The mean's gradient goes to every channel alike, the maximum's to the first maximum."""
-    grad = grad.to(compute_dtype(first))
-    gradients = []
-    for x, of_mean, of_max, bit in (
-        (first, grad[:, 0:1], grad[:, 2:3], FIRST),
-        (second, grad[:, 1:2], grad[:, 3:4], SECOND),
-    ):
-        d_x = (of_mean / x.shape[1]).expand_as(x).clone()
-        d_x.scatter_add_(1, x.max(1, keepdim=True).indices, of_max)
-        gradients.append(rounded_like(d_x, first) if wanted & bit else skipped(x))
-    return tuple(gradients)
+    n, _, h, w = grad.shape
+    gradients = pool_gradients(grad, first, second, channels_last, wanted)
+    grad, places = grad.to(compute_dtype(grad)), places.long()
+    for i, d_x in enumerate(gradients):
+        if wanted & (1 << i):
+            each = grad[:, i : i + 1] / d_x.shape[1]
+            spread = each.expand(n, d_x.shape[1], h, w).clone()
+            spread.scatter_add_(1, places[:, i : i + 1], grad[:, i + 2 : i + 3])
+            d_x.copy_(spread)
+    return gradients

@@ -3,7 +3,8 @@
 Per output pixel and channel a dual warp does 8 multiply-adds, the gate being part of the taps'
 weights, and moves, at the least, one read of the fine map, one write and as much of the coarse map
 as there is: 16 operations to 8 bytes in float32 (12 where the maps are of one size). Pooling does
-an addition and a comparison for each value read. Memory bounds both.
+an addition and a comparison for each value read; its backward, which writes them, a comparison.
+Memory bounds both.
 """
 
 from __future__ import annotations
@@ -164,12 +165,15 @@ def _warp_operations(arguments: Mapping[str, Any], direction: str) -> int:
 def _pool_bytes(arguments: Mapping[str, Any], direction: str) -> int:
     first, second = arguments["first"], arguments["second"]
     inputs = tensor_bytes(first, second)
-    pooled = 4 * tensor_bytes(first[:, :1])
-    return inputs + pooled if direction == "forward" else 2 * inputs + pooled
+    pooled, places = 4 * tensor_bytes(first[:, :1]), 2 * 4 * first[:, :1].numel()
+    # Backward: the maxima's places were kept, and the inputs are not read again.
+    return inputs + pooled + (places if direction == "backward" else 0)
 
 
 def _pool_operations(arguments: Mapping[str, Any], direction: str) -> int:
-    return int(2 * (arguments["first"].numel() + arguments["second"].numel()))
+    # Backward: a comparison with the place.
+    elements = int(arguments["first"].numel() + arguments["second"].numel())
+    return elements * (2 if direction == "forward" else 1)
 
 
 OPERATORS = (

@@ -41,7 +41,7 @@ from ..._triton import (
     store_flow,
     tile_of,
 )
-from .op import FIRST, GATE, HIGH, HIGH_FLOW, LOW, LOW_FLOW, SECOND
+from .op import FIRST, GATE, HIGH, HIGH_FLOW, LOW, LOW_FLOW, SECOND, pool_gradients
 
 #: What a kernel is not compiled anew for. C is not among it: vectors of channels need its divisors.
 _RUN_TIME = (
@@ -283,23 +283,35 @@ def _larger(value, best):
 
 @triton.jit
 def _pool(
-    x, output, which: tl.constexpr, n, pixel, exists, C, size,
+    x, output, places, which: tl.constexpr, n, pixel, exists, C, size,
     F: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, CHANNELS_LAST: tl.constexpr,
 ):  # fmt: skip
     """Channel `which` of the output is the mean of x, channel `which` + 2 its maximum."""
     x += n * C * size
     output += n * 4 * size
     at = channel_offsets(pixel, C, size, BLOCK_C, CHANNELS_LAST)
+    channel = tl.arange(0, BLOCK_C)[:, None]
     total = tl.zeros((BLOCK_C, BLOCK_P), F)
     best = tl.full((BLOCK_C, BLOCK_P), -float("inf"), F)
+    where = tl.zeros((BLOCK_C, BLOCK_P), tl.int32) + channel  # the lane's first is its own
     for start in range(0, C, BLOCK_C):
         real = real_channels(start, C, BLOCK_C, False)
         value = tl.load(x + at, mask=real & exists[None, :], other=0.0).to(F)
         total += value
-        best = tl.where(real & _larger(value, best), value, best)
+        larger = real & _larger(value, best)
+        best = tl.where(larger, value, best)
+        if places is not None:
+            where = tl.where(larger, start + channel, where)
         x += channel_step(size, BLOCK_C, CHANNELS_LAST)
     mean = tl.sum(total, 0) / C
-    largest = tl.where(tl.max((best != best).to(tl.int32), 0) == 1, float("nan"), tl.max(best, 0))
+    strange = best != best
+    any_strange = tl.max(strange.to(tl.int32), 0) == 1
+    largest = tl.max(best, 0)
+    if places is not None:
+        first = tl.where(any_strange[None, :], strange, best == largest[None, :])
+        place = tl.min(tl.where(first, where, C), 0)
+        tl.store(places + (n * 2 + which) * size + pixel, place, mask=exists)
+    largest = tl.where(any_strange, float("nan"), largest)
     mean_at = channel_at(pixel, which, 4, size, CHANNELS_LAST)
     largest_at = channel_at(pixel, which + 2, 4, size, CHANNELS_LAST)
     tl.store(output + mean_at, rounded(mean, output.dtype.element_ty), mask=exists)
@@ -308,80 +320,69 @@ def _pool(
 
 @triton.jit(do_not_specialize=("H", "W"))
 def _pool_forward(
-    first, second, output, C, D, H, W, INDEX: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    first, second, output, places, C, D, H, W, INDEX: tl.constexpr, CHANNELS_LAST: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """output = mean(first), mean(second), max(first), max(second) over the channels"""
+    """output = mean(first), mean(second), max(first), max(second) over the channels
+
+    places (None: unwanted) = the first channels that have the maxima
+    """
     F: tl.constexpr = tl.float64 if first.dtype.element_ty == tl.float64 else tl.float32
     n, pixel, exists, _, _ = pixels_of_program(H, W, BLOCK_P, INDEX, CHANNELS_LAST)
     size = H.to(INDEX) * W
-    _pool(first, output, 0, n, pixel, exists, C, size, F, BLOCK_P, BLOCK_C, CHANNELS_LAST)
-    _pool(second, output, 1, n, pixel, exists, D, size, F, BLOCK_P, BLOCK_C, CHANNELS_LAST)
+    _pool(first, output, places, 0, n, pixel, exists, C, size, F, BLOCK_P, BLOCK_C, CHANNELS_LAST)
+    _pool(second, output, places, 1, n, pixel, exists, D, size, F, BLOCK_P, BLOCK_C, CHANNELS_LAST)
 
 
 @triton.jit
 def _unpool(
-    grad, x, d_x, which: tl.constexpr, n, pixel, exists, C, size,
-    F: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    grad, places, d_x, which: tl.constexpr, n, pixel, exists, C, size,
+    F: tl.constexpr, BLOCK_C: tl.constexpr, CHANNELS_LAST: tl.constexpr,
 ):  # fmt: skip
-    """d_x = d_mean / C, and d_max more for the first maximum."""
+    """d_x = d_mean / C, and d_max more at the maximum's place."""
     if d_x is not None:
         grad += n * 4 * size
-        x += n * C * size
         d_x += n * C * size
         at = channel_offsets(pixel, C, size, BLOCK_C, CHANNELS_LAST)
         step = channel_step(size, BLOCK_C, CHANNELS_LAST)
         channel = tl.arange(0, BLOCK_C)[:, None]
-        best = tl.full((BLOCK_C, BLOCK_P), -float("inf"), F)
-        where = tl.zeros((BLOCK_C, BLOCK_P), tl.int32) + channel  # the lane's first is its own
-        for start in range(0, C, BLOCK_C):
-            real = real_channels(start, C, BLOCK_C, False)
-            value = tl.load(x + at, mask=real & exists[None, :], other=0.0).to(F)
-            larger = real & _larger(value, best)
-            best = tl.where(larger, value, best)
-            where = tl.where(larger, start + channel, where)
-            x += step
-        strange = best != best
-        any_strange = tl.max(strange.to(tl.int32), 0)[None, :] == 1
-        candidate = tl.where(any_strange, strange, best == tl.max(best, 0)[None, :])
-        chosen = tl.min(tl.where(candidate, where, C), 0)[None, :]
+        place = tl.load(places + (n * 2 + which) * size + pixel, mask=exists, other=0)[None, :]
         mean_at = channel_at(pixel, which, 4, size, CHANNELS_LAST)
         largest_at = channel_at(pixel, which + 2, 4, size, CHANNELS_LAST)
-        d_mean = tl.load(grad + mean_at, mask=exists, other=0.0).to(F)[None, :] / C
-        d_largest = tl.load(grad + largest_at, mask=exists, other=0.0).to(F)[None, :]
+        each = tl.load(grad + mean_at, mask=exists, other=0.0).to(F)[None, :] / C
+        most = each + tl.load(grad + largest_at, mask=exists, other=0.0).to(F)[None, :]
         for start in range(0, C, BLOCK_C):
             real = real_channels(start, C, BLOCK_C, False)
-            d = d_mean + tl.where(start + channel == chosen, d_largest, 0.0)
+            d = tl.where(start + channel == place, most, each)
             tl.store(d_x + at, rounded(d, d_x.dtype.element_ty), mask=real & exists[None, :])
             d_x += step
 
 
 @triton.jit(do_not_specialize=("H", "W"))
 def _pool_backward(
-    grad, first, second, d_first, d_second, C, D, H, W,
+    grad, places, d_first, d_second, C, D, H, W,
     INDEX: tl.constexpr, CHANNELS_LAST: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """The gradients that are not None: the inputs are read once, for the place of the maximum."""
-    F: tl.constexpr = tl.float64 if first.dtype.element_ty == tl.float64 else tl.float32
+    """The gradients that are not None."""
+    F: tl.constexpr = tl.float64 if grad.dtype.element_ty == tl.float64 else tl.float32
     n, pixel, exists, _, _ = pixels_of_program(H, W, BLOCK_P, INDEX, CHANNELS_LAST)
     size = H.to(INDEX) * W
-    _unpool(grad, first, d_first, 0, n, pixel, exists, C, size, F, BLOCK_P, BLOCK_C, CHANNELS_LAST)
-    _unpool(
-        grad, second, d_second, 1, n, pixel, exists, D, size, F, BLOCK_P, BLOCK_C, CHANNELS_LAST
-    )
+    _unpool(grad, places, d_first, 0, n, pixel, exists, C, size, F, BLOCK_C, CHANNELS_LAST)
+    _unpool(grad, places, d_second, 1, n, pixel, exists, D, size, F, BLOCK_C, CHANNELS_LAST)
 
 
 def _launch_pool(
-    kernel: Any, tensors: Sequence[Tensor | None], first: Tensor, second: Tensor
-) -> None:
-    n, c, h, w = first.shape
-    channels = max(c, second.shape[1])
-    channels_last = layout_of(first) == torch.channels_last
+    kernel: Any, tensors: Sequence[Tensor | None], like: Tensor, first: int, second: int,
+    channels_last: bool,
+) -> None:  # fmt: skip
+    """Run `kernel` on `tensors`; `like` is any of them, of the size and dtype of the features."""
+    n, _, h, w = like.shape
+    channels = max(first, second)
     tile = tile_of(
         n * h * w,
         channels,
-        first.element_size(),
+        like.element_size(),
         channels_last=channels_last,
         backward=False,  # nothing is scattered
     )
@@ -389,7 +390,7 @@ def _launch_pool(
         kernel,
         n * triton.cdiv(h * w, tile.pixels),
         *tensors,
-        *(c, second.shape[1], h, w),
+        *(first, second, h, w),
         INDEX=index_dtype(max(channels, 4) * h * w),
         CHANNELS_LAST=channels_last,
         BLOCK_P=tile.pixels,
@@ -398,27 +399,38 @@ def _launch_pool(
     )
 
 
-def channel_pool(first: Tensor, second: Tensor) -> Tensor:
+def _pooled(first: Tensor, second: Tensor, places: Tensor | None) -> Tensor:
     layout = layout_of(first)
     n, _, h, w = first.shape
     output = empty_like_layout(first, (n, 4, h, w))
     if output.numel() > 0:
-        first, second = dense(first, layout), dense(second, layout)
-        _launch_pool(_pool_forward, (first, second, output), first, second)
+        both = [dense(x, layout) for x in (first, second)]
+        channels = [x.shape[1] for x in both]
+        channels_last = layout == torch.channels_last
+        tensors = (*both, output, places)
+        _launch_pool(_pool_forward, tensors, output, *channels, channels_last)
     return output
 
 
+def channel_pool(first: Tensor, second: Tensor) -> Tensor:
+    return _pooled(first, second, None)
+
+
+def channel_pool_with_places(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    n, _, h, w = first.shape
+    places = first.new_empty((n, 2, h, w), dtype=torch.int32)
+    return _pooled(first, second, places), places
+
+
 def channel_pool_backward(
-    grad: Tensor, first: Tensor, second: Tensor, wanted: int
+    grad: Tensor, places: Tensor, first: int, second: int, channels_last: bool, wanted: int
 ) -> tuple[Tensor, ...]:
-    layout = layout_of(first)
-    d_first = empty_like_layout(first) if wanted & FIRST else None
-    d_second = empty_like_layout(second, layout=layout) if wanted & SECOND else None
+    gradients = pool_gradients(grad, first, second, channels_last, wanted)
     if grad.numel() > 0 and wanted:
-        first, second = dense(first, layout), dense(second, layout)
-        tensors = (dense(grad, layout), first, second, d_first, d_second)
-        _launch_pool(_pool_backward, tensors, first, second)
-    return (
-        skipped(first) if d_first is None else d_first,
-        skipped(second) if d_second is None else d_second,
-    )
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        made = [
+            x if wanted & bit else None for x, bit in zip(gradients, (FIRST, SECOND), strict=True)
+        ]
+        tensors = (dense(grad, layout), places.contiguous(), *made)
+        _launch_pool(_pool_backward, tensors, grad, first, second, channels_last)
+    return gradients
