@@ -1,4 +1,7 @@
-"""Argument checks: every error names the argument, what was expected and what came."""
+"""Argument checks: every error names the argument, what was expected and what came.
+
+They run before every call, for longer than a small kernel: what is usual is found right first.
+"""
 
 from __future__ import annotations
 
@@ -47,10 +50,10 @@ def check_tensor(
     """
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {describe(value)}")
-    fits = value.dim() == len(shape) and all(
-        isinstance(expected, str) or size == expected
-        for expected, size in zip(shape, value.shape, strict=True)
-    )
+    fits = value.dim() == len(shape)
+    for expected, size in zip(shape, value.shape, strict=False):
+        if not isinstance(expected, str) and expected != size:
+            fits = False
     if not fits:
         raise error(name, f"a [{', '.join(str(size) for size in shape)}] tensor", value)
     if value.dtype not in dtypes:
@@ -69,10 +72,12 @@ def effective_dtype(x: Tensor) -> torch.dtype:
     return x.dtype
 
 
-def check_dtype(name: str, value: Tensor, dtype: torch.dtype) -> None:
+def check_dtype(name: str, value: Tensor, features: Tensor) -> None:
     """Check that a tensor has, under autocast, the dtype of the features it goes with."""
-    if effective_dtype(value) != dtype:
-        raise error(name, f"dtype {dtype}", value)
+    if value.dtype != features.dtype:
+        dtype = effective_dtype(features)
+        if effective_dtype(value) != dtype:
+            raise error(name, f"dtype {dtype}", value)
 
 
 def check_option(name: str, value: Any, options: Sequence[str]) -> None:
@@ -88,16 +93,16 @@ def check_bool(name: str, value: Any) -> None:
 
 def check_size(name: str, value: Tensor) -> None:
     """Check that positions in an image can be counted."""
-    if max(value.shape[2:]) > MAX_SIZE:
+    if not 0 < value.numel() <= MAX_SIZE and max(value.shape[2:]) > MAX_SIZE:
         raise error(name, f"height and width up to {MAX_SIZE}", value)
 
 
 def check_flow(name: str, flow: Any, shape: Sequence[int | str], features: Tensor) -> None:
     """Check a flow along which `features` are sampled."""
     check_tensor(name, flow, shape, like=features)
-    dtype = effective_dtype(features)
-    if flow.dtype not in (torch.float32, dtype):  # autocast leaves a flow
-        raise error(name, f"dtype {dtype} or torch.float32", flow)
+    if flow.dtype != torch.float32 and flow.dtype != effective_dtype(features):
+        # (autocast leaves a flow)
+        raise error(name, f"dtype {effective_dtype(features)} or torch.float32", flow)
     check_size(name, flow)
 
 
@@ -105,7 +110,9 @@ def flow_scale(scale: Any, name: str = "scale") -> tuple[float, float, bool]:
     """A flow's `scale` as the operators take it: (scale_x, scale_y, semantic)."""
     if isinstance(scale, str) and scale == "semantic":
         return 1.0, 1.0, True  # computed from the sizes, inside: a float would be recompiled for
-    pair = (scale, scale) if isinstance(scale, (int, float)) else scale
+    if is_finite(scale):
+        return float(scale), float(scale), False
+    pair = scale
     if not isinstance(pair, Sequence) or len(pair) != 2 or not all(map(is_finite, pair)):
         raise error(name, "a finite number, a pair (x, y) of them or 'semantic'", scale)
     return float(pair[0]), float(pair[1]), False

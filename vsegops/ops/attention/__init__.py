@@ -116,9 +116,8 @@ def asymmetric_attention(
     pooled = sizes is not None
     _check("key", key, (4, 5) if pooled else (3, 4, 5), n=n, channels=channels, like=query)
     _checks.check_tensor("value", value, (n, "Cv", *key.shape[2:]), like=query)
-    dtype = _checks.effective_dtype(query)
-    _checks.check_dtype("key", key, dtype)
-    _checks.check_dtype("value", value, dtype)
+    _checks.check_dtype("key", key, query)
+    _checks.check_dtype("value", value, query)
     if scale is not None and not _checks.is_finite(scale):
         raise _checks.error("scale", "a finite number or None", scale)
     levels = None if sizes is None else pyramid_levels(sizes, key.dim() - 2)
@@ -165,9 +164,8 @@ def criss_cross_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         raise _checks.error("query", "at least one channel", query)
     _checks.check_tensor("key", key, (n, channels, h, w), like=query)
     _checks.check_tensor("value", value, (n, "Cv", h, w), like=query)
-    dtype = _checks.effective_dtype(query)
-    _checks.check_dtype("key", key, dtype)
-    _checks.check_dtype("value", value, dtype)
+    _checks.check_dtype("key", key, query)
+    _checks.check_dtype("value", value, query)
     return call("criss_cross_attention", query, query, key, value)  # type: ignore[no-any-return]
 
 

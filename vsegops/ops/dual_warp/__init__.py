@@ -73,7 +73,7 @@ def gated_dual_warp(
     if low_flow.dtype != high_flow.dtype:
         raise _checks.error("low_flow", f"dtype {high_flow.dtype}, as high_flow", low_flow)
     _check_beside("gate", gate, (n, 1, height, width), high)
-    if 0 in high.shape[2:] and low_flow.numel() > 0:
+    if high.numel() == 0 and 0 in high.shape[2:] and low_flow.numel() > 0:
         raise _checks.error("high", "at least one pixel to sample", high)
     high_scales = _checks.flow_scale(high_scale, "high_scale")
     low_scales = _checks.flow_scale(low_scale, "low_scale")
@@ -121,4 +121,4 @@ def channel_pool(first: Tensor, second: Tensor) -> Tensor:
 
 def _check_beside(name: str, value: Any, shape: Sequence[int | str], first: Tensor) -> None:
     _checks.check_tensor(name, value, shape, like=first)
-    _checks.check_dtype(name, value, _checks.effective_dtype(first))
+    _checks.check_dtype(name, value, first)

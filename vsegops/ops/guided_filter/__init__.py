@@ -99,7 +99,7 @@ def guided_filter(
         ("guide", guide, (n, channels, h, w)),
     ):
         _checks.check_tensor(name, value, shape, like=logits)
-        _checks.check_dtype(name, value, _checks.effective_dtype(logits))
+        _checks.check_dtype(name, value, logits)
     _checks.check_option("normalize", normalize, NORMALIZATIONS)
     if isinstance(eps, bool) or not _checks.is_finite(eps) or eps < 0:
         raise _checks.error("eps", "a finite number that is not negative", eps)
@@ -171,22 +171,18 @@ def _sampling(scale: Any, padding_mode: Any) -> tuple[float, float, bool, str]:
 
 def _flat(offsets: Any) -> list[int]:
     """dy and dx of each tap in turn; an empty tap is one that is outside every image."""
-    well_formed = isinstance(offsets, (tuple, list)) and 0 < len(offsets) <= MAX_OFFSETS
-    if not well_formed or not all(map(_is_offset, offsets)):
+    flat: list[int] = []
+    farthest = op.NOWHERE
+    right = isinstance(offsets, (tuple, list)) and 0 < len(offsets) <= MAX_OFFSETS
+    for offset in offsets if right else ():
+        if offset is None:
+            offset = (op.NOWHERE, op.NOWHERE)
+        right = right and isinstance(offset, (tuple, list)) and len(offset) == 2
+        for x in offset if right else ():
+            right = right and type(x) is int and -farthest <= x <= farthest
+            flat.append(x)
+    if not right:
         raise _checks.error(
             "offsets", f"1 to {MAX_OFFSETS} pairs (dy, dx) of whole numbers, or None", offsets
         )
-    empty = (op.NOWHERE, op.NOWHERE)
-    return [x for offset in offsets for x in offset or empty]
-
-
-def _is_offset(offset: Any) -> bool:
-    if offset is None:
-        return True
-    if not isinstance(offset, (tuple, list)) or len(offset) != 2:
-        return False
-    dy, dx = offset
-    farthest = op.NOWHERE
-    return (
-        type(dy) is type(dx) is int and -farthest <= dy <= farthest and -farthest <= dx <= farthest
-    )
+    return flat

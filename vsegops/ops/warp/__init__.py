@@ -112,10 +112,10 @@ def warp_correct(
     _check(previous, "previous", flow)
     n, c, (height, width) = previous.shape[0], previous.shape[1], flow.shape[2:]
     _checks.check_tensor("correction", correction, (n, c, height, width), like=previous)
-    _checks.check_dtype("correction", correction, _checks.effective_dtype(previous))
+    _checks.check_dtype("correction", correction, previous)
     if attention is not None:
         _checks.check_tensor("attention", attention, (n, 1, height, width), like=previous)
-        _checks.check_dtype("attention", attention, _checks.effective_dtype(previous))
+        _checks.check_dtype("attention", attention, previous)
     options = _options(scale, align_corners, mode, padding_mode)
     return call(  # type: ignore[no-any-return]
         "warp_correct", previous, previous, flow, correction, attention, *options
@@ -126,7 +126,7 @@ def _check(input: Any, name: str, flow: Any) -> None:
     _checks.check_tensor(name, input, ("N", "C", "h", "w"))
     _checks.check_size(name, input)
     _checks.check_flow("flow", flow, (input.shape[0], 2, "H", "W"), input)
-    if 0 in input.shape[2:] and flow.numel() > 0:
+    if input.numel() == 0 and 0 in input.shape[2:] and flow.numel() > 0:
         raise _checks.error(name, "at least one pixel to sample", input)
 
 
