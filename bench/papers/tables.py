@@ -126,9 +126,9 @@ TABLES = (
         ),
         ("paper's mIoU", "fps"),
         "FAM gains nothing here, and differs more from seed to seed than it could gain; SFNet-Lite "
-        "has the most, in the least time. What FAM differs in from the row before is that it learns "
-        "a flow, so that was slowed down: in the mean nothing changes. Longer training, or larger "
-        "frames, were not tried.",
+        "has the most, in the least time. FAM has a flow more to learn than the row before, "
+        "so that was slowed down: in the mean nothing changes. Longer training, or larger frames, "
+        "were not tried.",
     ),
     Table(
         "gsvnet",
