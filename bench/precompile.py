@@ -9,6 +9,8 @@ import multiprocessing
 import os
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 
 import torch
 from tqdm import tqdm
@@ -21,7 +23,8 @@ from .cases import Selection, candidate
 def precompile(selection: Selection, processes: int, seconds: float) -> None:
     """Compile and run once what is selected, for half of so many seconds at most.
 
-    What a compiler refuses is found again, and recorded, when it is measured.
+    What a compiler refuses is found again, and recorded, when it is measured. One that takes its
+    process with it ends this: the rest is compiled when it is measured.
     """
     if "compile" not in selection.baselines:
         return
@@ -29,9 +32,10 @@ def precompile(selection: Selection, processes: int, seconds: float) -> None:
     count = len(list(selection.settings(specs())))
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(processes, context, initializer=_one_thread)
-    with tqdm(total=count, unit="case", desc="compiling") as bar:
+    with tqdm(total=count, unit="case", desc="compiling") as bar, suppress(BrokenProcessPool):
         jobs = [pool.submit(_compile, selection, i, end) for i in range(count)]
-        for _ in as_completed(jobs):
+        for job in as_completed(jobs):
+            job.result()
             bar.update()
     pool.shutdown()
 

@@ -215,6 +215,39 @@ def test_no_map_is_kept_for_the_gradient(target: Target):
         assert not kept
 
 
+def test_a_pooled_map_may_change_before_its_gradient(target: Target):
+    """The gradient is of the map as it was."""
+    x = Maker(device=target.device).features(1, 9, 4, 5)
+    leaf = x.clone().requires_grad_()
+    changed = leaf.clone()
+    pooled = channel_pool(changed, changed)[:, 2]
+    changed.neg_()
+    pooled.sum().backward()
+    expected = torch.zeros_like(x).scatter_(1, x.argmax(1, keepdim=True), 1.0)
+    assert leaf.grad is not None and torch.equal(leaf.grad, expected)
+
+
+@pytest.mark.only("cpu", "cuda")
+def test_the_compiled_gradient_checks_what_it_is_given(target: Target):
+    """Without the public function, too. Places that are not dense are taken as they are meant."""
+    grad = Maker(device=target.device).features(2, 4, 5, 6)
+    places = torch.randint(3, (2, 2, 6, 5), dtype=torch.int32, device=target.device).mT
+    backward = torch.ops.vsegops.channel_pool_backward
+    for wrong in (places[..., 1:], places.long()):
+        with pytest.raises(RuntimeError, match="places: "):
+            backward(grad, wrong, 3, 3, False, 3)
+    with pytest.raises(RuntimeError, match="grad: "):
+        backward(grad[:, :3], places, 3, 3, False, 3)
+    with pytest.raises(RuntimeError, match="channel"):
+        backward(grad, places, 3, 0, False, 3)
+    for found, as_dense in zip(
+        backward(grad, places, 3, 7, True, 3),
+        backward(grad, places.contiguous(), 3, 7, False, 3),
+        strict=True,
+    ):
+        assert torch.equal(found, as_dense)
+
+
 def test_pooled_maps_of_different_layouts(target: Target):
     maker = Maker(device=target.device)
     given = {"first": maker.features(2, 8, 5, 7), "second": maker.features(2, 12, 5, 7)}

@@ -45,7 +45,7 @@ class Operator:
         backward: `(ops, needs, inputs, *grads) -> one gradient for each argument`. `ops` is the
             namespace of the forward, so that the backward runs on the same backend; `needs` says
             which gradients are wanted. None: not differentiable, and loud about it.
-        saved: of the inputs, those that the backward reads, with None in place of the others.
+        saved: what the backward gets of the inputs: those that it reads, or what it has to know.
         recorded: the operator, defined before, that runs instead where gradients will be wanted: it
             has the same arguments, and results beside the first. These come after the inputs in
             the backward.

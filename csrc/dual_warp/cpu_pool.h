@@ -218,8 +218,8 @@ void pool_backward(const PoolBackward<T>& call, const Context&) {
       [&](const Pooled<F>& pooled, int64_t n, int64_t begin, int64_t end) {
         const int64_t count = end - begin;
         std::copy_n(places_of(call, n) + begin, count, pooled.channel);
-        F *const each = pooled.sum, *const most =
-                                        pooled.largest;  // of all channels; of the maximum
+        // What every channel gets, and what the maximum does.
+        F *const each = pooled.sum, *const most = pooled.largest;
         read_pixels(call.grad, n, call.which, begin, end, each);
         read_pixels(call.grad, n, call.which + 2, begin, end, most);
         for (int64_t i = 0; i < count; ++i) {

@@ -202,8 +202,8 @@ __device__ bool larger(F x, F than) {
   return x > than || (x != x && than == than);
 }
 
-// Reads each element once and writes four of each pixel, for an addition and a comparison: memory
-// bounds it.
+// Reads each element once and writes two of each pixel, and the maximum's place if it is wanted,
+// for an addition and a comparison: memory bounds it.
 template <typename Layout, typename T>
 __global__ void __launch_bounds__(kPixelThreads) pool_kernel(const PoolCall<T> call) {
   using F = compute_t<T>;
@@ -333,11 +333,16 @@ void backward(const Backward<T, F, Flow>& given, const Context& context) {
   low.round();
 }
 
+// Channels' numbers pass through float.
+template <typename T>
+void check_channels(const View<T>& x) {
+  check("input", x);
+  STD_TORCH_CHECK(x.c <= 1 << 24, "expected at most 2^24 channels, got ", x.c);
+}
+
 template <typename T>
 void pool(const Pool<T>& given, const Context& context) {
-  check("input", given.input);
-  // (Their numbers pass through float.)
-  STD_TORCH_CHECK(given.input.c <= 1 << 24, "expected at most 2^24 channels, got ", given.input.c);
+  check_channels(given.input);
   PoolCall<T> call{given, {}};
   with_layout<T>(
       given.channels_last, given.input.c,
@@ -351,7 +356,7 @@ void pool(const Pool<T>& given, const Context& context) {
 
 template <typename T>
 void pool_backward(const PoolBackward<T>& given, const Context& context) {
-  check("d_input", given.d_input);
+  check_channels(given.d_input);
   PoolBackwardCall<T> call{given, {}};
   with_layout<T>(
       given.channels_last, given.d_input.c,

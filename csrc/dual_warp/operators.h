@@ -203,6 +203,7 @@ inline std::tuple<Tensor, Tensor> channel_pool_backward(const Tensor& grad, cons
   check_shape("grad", grad, {n, 4, h, w});
   check_shape("places", places, {n, 2, h, w});
   STD_TORCH_CHECK(places.scalar_type() == ScalarType::Int, "places: expected int32");
+  STD_TORCH_CHECK(places.device() == grad.device(), "places: expected them where grad is");
   STD_TORCH_CHECK(first > 0 && second > 0, "expected at least one channel");
   const Context context(grad);
   const Tensor channels = dense(places, MemoryFormat::Contiguous);
