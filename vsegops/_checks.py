@@ -106,16 +106,21 @@ def check_flow(name: str, flow: Any, shape: Sequence[int | str], features: Tenso
     check_size(name, flow)
 
 
+def check_source(name: str, source: Tensor, flow: Tensor) -> None:
+    """Check that there is something to sample where a flow asks for it."""
+    if source.numel() == 0 and 0 in source.shape[2:] and flow.numel() > 0:
+        raise error(name, "at least one pixel to sample", source)
+
+
 def flow_scale(scale: Any, name: str = "scale") -> tuple[float, float, bool]:
     """A flow's `scale` as the operators take it: (scale_x, scale_y, semantic)."""
     if isinstance(scale, str) and scale == "semantic":
         return 1.0, 1.0, True  # computed from the sizes, inside: a float would be recompiled for
     if is_finite(scale):
         return float(scale), float(scale), False
-    pair = scale
-    if not isinstance(pair, Sequence) or len(pair) != 2 or not all(map(is_finite, pair)):
+    if not isinstance(scale, Sequence) or len(scale) != 2 or not all(map(is_finite, scale)):
         raise error(name, "a finite number, a pair (x, y) of them or 'semantic'", scale)
-    return float(pair[0]), float(pair[1]), False
+    return float(scale[0]), float(scale[1]), False
 
 
 def is_finite(x: Any) -> bool:  # (math.isfinite cannot be traced with a symbolic number)

@@ -73,8 +73,7 @@ def gated_dual_warp(
     if low_flow.dtype != high_flow.dtype:
         raise _checks.error("low_flow", f"dtype {high_flow.dtype}, as high_flow", low_flow)
     _check_beside("gate", gate, (n, 1, height, width), high)
-    if high.numel() == 0 and 0 in high.shape[2:] and low_flow.numel() > 0:
-        raise _checks.error("high", "at least one pixel to sample", high)
+    _checks.check_source("high", high, low_flow)
     high_scales = _checks.flow_scale(high_scale, "high_scale")
     low_scales = _checks.flow_scale(low_scale, "low_scale")
     _checks.check_bool("align_corners", align_corners)

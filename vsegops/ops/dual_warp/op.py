@@ -64,9 +64,14 @@ def _fake_pool(first: Tensor, second: Tensor) -> Tensor:
     return empty_like_layout(first, (n, 4, h, w))
 
 
-def _fake_pool_with_places(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+def empty_places(first: Tensor) -> Tensor:
+    """Where the channels of the maxima of `first` and of its companion go."""
     n, _, h, w = first.shape
-    return _fake_pool(first, second), first.new_empty((n, 2, h, w), dtype=torch.int32)
+    return first.new_empty((n, 2, h, w), dtype=torch.int32)
+
+
+def _fake_pool_with_places(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    return _fake_pool(first, second), empty_places(first)
 
 
 def _saved_of_pool(inputs: Sequence[Any]) -> Sequence[Any]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..._layout import skipped
+from ..._register import only_wanted
 from ..warp import op as warp
 from ..warp.reference import Options, compute_dtype, flow_warp_backward, rounded_like, sample
 from .op import GATE, HIGH, HIGH_FLOW, LOW, LOW_FLOW, pool_gradients
@@ -82,8 +83,8 @@ def channel_pool_backward(
     n, _, h, w = grad.shape
     gradients = pool_gradients(grad, first, second, channels_last, wanted)
     grad, places = grad.to(compute_dtype(grad)), places.long()
-    for i, d_x in enumerate(gradients):
-        if wanted & (1 << i):
+    for i, d_x in enumerate(only_wanted(wanted, gradients)):
+        if d_x is not None:
             each = grad[:, i : i + 1] / d_x.shape[1]
             spread = each.expand(n, d_x.shape[1], h, w).clone()
             spread.scatter_add_(1, places[:, i : i + 1], grad[:, i + 2 : i + 3])

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..._determinism import nondeterministic
 from ..._layout import dense, empty_like_layout, layout_of, skipped
+from ..._register import only_wanted
 from ..._triton import (
     add_weighted,
     bilinear_slopes,
@@ -41,7 +42,7 @@ from ..._triton import (
     store_flow,
     tile_of,
 )
-from .op import FIRST, GATE, HIGH, HIGH_FLOW, LOW, LOW_FLOW, SECOND, pool_gradients
+from .op import GATE, HIGH, HIGH_FLOW, LOW, LOW_FLOW, empty_places, pool_gradients
 
 #: What a kernel is not compiled anew for. C is not among it: vectors of channels need its divisors.
 _RUN_TIME = (
@@ -373,9 +374,13 @@ def _pool_backward(
 
 
 def _launch_pool(
-    kernel: Any, tensors: Sequence[Tensor | None], like: Tensor, first: int, second: int,
+    kernel: Any,
+    tensors: Sequence[Tensor | None],
+    like: Tensor,
+    first: int,
+    second: int,
     channels_last: bool,
-) -> None:  # fmt: skip
+) -> None:
     """Run `kernel` on `tensors`; `like` is any of them, of the size and dtype of the features."""
     n, _, h, w = like.shape
     channels = max(first, second)
@@ -417,8 +422,7 @@ def channel_pool(first: Tensor, second: Tensor) -> Tensor:
 
 
 def channel_pool_with_places(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    n, _, h, w = first.shape
-    places = first.new_empty((n, 2, h, w), dtype=torch.int32)
+    places = empty_places(first)
     return _pooled(first, second, places), places
 
 
@@ -428,9 +432,6 @@ def channel_pool_backward(
     gradients = pool_gradients(grad, first, second, channels_last, wanted)
     if grad.numel() > 0 and wanted:
         layout = torch.channels_last if channels_last else torch.contiguous_format
-        made = [
-            x if wanted & bit else None for x, bit in zip(gradients, (FIRST, SECOND), strict=True)
-        ]
-        tensors = (dense(grad, layout), places.contiguous(), *made)
+        tensors = (dense(grad, layout), places.contiguous(), *only_wanted(wanted, gradients))
         _launch_pool(_pool_backward, tensors, grad, first, second, channels_last)
     return gradients

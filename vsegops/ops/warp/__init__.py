@@ -126,8 +126,7 @@ def _check(input: Any, name: str, flow: Any) -> None:
     _checks.check_tensor(name, input, ("N", "C", "h", "w"))
     _checks.check_size(name, input)
     _checks.check_flow("flow", flow, (input.shape[0], 2, "H", "W"), input)
-    if input.numel() == 0 and 0 in input.shape[2:] and flow.numel() > 0:
-        raise _checks.error(name, "at least one pixel to sample", input)
+    _checks.check_source(name, input, flow)
 
 
 def _options(scale: Any, align_corners: Any, mode: Any, padding_mode: Any) -> tuple[Any, ...]:
