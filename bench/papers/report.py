@@ -20,12 +20,12 @@ HEADER = """# The papers' comparisons, on generated streets
 `python -m bench.papers` trains the rows of these tables, without anything trained elsewhere, on
 streets of the generated world ([training](training.md)), and judges them on streets that they were
 not trained on. The networks have a quarter of the papers' channels (TWNet's half), the frames
-{size} pixels, and a run takes a few minutes of one core: our numbers and the papers' cannot be
-compared, the order of the rows can. Rows of one table have the same data, steps and
-batches. Given are the mean and the standard deviation over {seeds} seeds, in per cent, and in
-brackets those of the gain over the first row, seed by seed: rows of a seed share what they are
-built on. Times are milliseconds of one thread for a frame of 256x512, from the frame to its labels
-({cpu}).
+{size} pixels, and a run took 2 to 13 minutes of one core, 22 at most beside other work: our
+numbers and the papers' cannot be compared, the order of the rows can. Rows of one table have the
+same data, steps and batches. Given are the mean and the standard deviation over {seeds} seeds, in
+per cent, and in brackets those of the gain over the first row, seed by seed: rows of a seed share
+what they are built on. Times are milliseconds of one thread for a frame of 256x512, from the frame
+to its labels ({cpu}).
 """
 
 _COLOURS = ("#d1495b", "#b7950b", "#2d6cdf", "#0b6e4f")
